@@ -133,9 +133,6 @@ def spec_of(model: ChatModel) -> ModelSpec:
     """The spec of an open model for keys and reports: named by its class, with an unknown price.
 
     Two that answer differently need different classes, stores or (for a `ScriptedModel`) names.
-
-    Raises:
-        ConfigError: It is no `ChatModel`.
     """
     kind = type(model)
     missing = [name for name in ("max_concurrency", "max_batch_size", "aclose") if not hasattr(model, name)]
@@ -153,9 +150,6 @@ async def answer(
 
     `model` is asked instead of connecting to the model of `task`, and left open; the other arguments are those of
     `enrich`.
-
-    Raises:
-        OndineError: As for `enrich`.
     """
     check_sight(task.prompt, task.model)
     names, rows, columns = read(table, task.prompt.columns)

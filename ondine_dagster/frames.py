@@ -48,11 +48,7 @@ def names_of(value: Any) -> tuple[str, ...]:
 
 
 def frame_of(table: Any) -> nw.DataFrame[Any]:
-    """`table`, an in-memory data frame of any kind, as a Narwhals frame.
-
-    Raises:
-        TypeError: `table` is not a data frame.
-    """
+    """`table`, an in-memory data frame of any kind, as a Narwhals frame."""
     import narwhals as nw  # takes a tenth of a second, which loading definitions does not need
 
     return nw.from_native(table, eager_only=True)
@@ -71,11 +67,7 @@ def is_only_numbered(frame: nw.DataFrame[Any]) -> bool:
 
 
 def checked_frame(value: Any) -> nw.DataFrame[Any]:
-    """`value` as a frame that can be enriched and joined, which is seen before anything is paid.
-
-    Raises:
-        ConfigError: It is not a frame in memory, or its columns are not named by different texts.
-    """
+    """`value` as a frame that can be enriched and joined, which is seen before anything is paid."""
     from narwhals.exceptions import DuplicateError
 
     try:
@@ -103,9 +95,6 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame
     """Tables by partition as one frame, in the order of `keys`, and how many rows each brought.
 
     A pandas index is kept, unless it only numbers the rows of each.
-
-    Raises:
-        ConfigError: There is no table for any of `keys`, or they are not of one kind and schema.
     """
     import narwhals as nw
 

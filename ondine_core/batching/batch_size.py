@@ -63,9 +63,6 @@ def start_size(max_rows: int = _MAX_ROWS, timeout_s: float = inf) -> AdaptiveSiz
     """The size to begin with.
 
     Sizes whose calls take more than half of `timeout_s`, after which a call is lost, are too large.
-
-    Raises:
-        ConfigError: `max_rows` is not at least 1.
     """
     if max_rows < 1:
         raise ConfigError(f"The largest batch size is {max_rows!r}; it must be at least 1.")

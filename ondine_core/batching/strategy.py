@@ -197,11 +197,7 @@ STRATEGIES: Mapping[str, BatchStrategy] = {form.name: strategy_for(form) for for
 
 
 def find_strategy(name: str) -> BatchStrategy:
-    """The strategy called `name`.
-
-    Raises:
-        ConfigError: There is none.
-    """
+    """The strategy called `name`."""
     if name not in STRATEGIES:
         raise ConfigError(f"batch_format={name!r}; valid are {', '.join(map(repr, STRATEGIES))}.")
     return STRATEGIES[name]

@@ -46,9 +46,7 @@ def decide(state: PrefixState, now: float) -> Step:
 class CachedPrefixes:
     """Holds calls back while another brings their prefix into the cache.
 
-    Args:
-        life_s: Seconds from its last use for which a prefix stays there.
-        now: Seconds.
+    It stays there for `life_s` seconds from its last use.
     """
 
     def __init__(self, life_s: float, now: Callable[[], float]) -> None:
@@ -86,12 +84,7 @@ def _wake(state: PrefixState) -> None:
 
 
 class CacheableCalls:
-    """Tells which calls begin with a part that is long enough to be cached.
-
-    Args:
-        model: The model that is asked.
-        count: Text to tokens.
-    """
+    """Tells which calls begin with a part that is long enough to be cached."""
 
     def __init__(self, model: ModelSpec, count: Callable[[str], int]) -> None:
         self._rule = find_cache_rule(model)

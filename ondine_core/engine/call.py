@@ -83,13 +83,7 @@ class PendingCall:
 
 
 class Caller:
-    """Makes the calls of one run, until it is stopped.
-
-    Args:
-        run: What is asked, and with what.
-        admission: Queue of calls that wait for a concurrency slot.
-        health: Tells what errors mean.
-    """
+    """Makes the calls of one run, until it is stopped."""
 
     def __init__(self, run: RunContext, admission: AdmissionQueue, health: ProviderHealth) -> None:
         rule = find_cache_rule(run.task.model)
@@ -169,11 +163,7 @@ class Caller:
     async def settle(
         self, pending: PendingCall, sent: CallStarted, reply: Reply | RefusedError, result: BatchResult
     ) -> None:
-        """Store the result of a call; returns when it is durable.
-
-        Raises:
-            StoreError: It cannot be kept.
-        """
+        """Store the result of a call; returns when it is durable."""
         run, usage = self._run, pending.usage
         is_ordinary = not (result.failures or result.retry)
         pending.observer.on_reply(reply, pending.charge.usd, pending.took_s, ordinary=is_ordinary)

@@ -61,11 +61,7 @@ def write_definition(task: Task) -> bytes:
 
 
 def read_definition(text: bytes) -> Definition:
-    """A definition as `write_definition` wrote it.
-
-    Raises:
-        ConfigError: It is damaged.
-    """
+    """A definition as `write_definition` wrote it."""
     try:
         kept = orjson.loads(text)
         parts = None if kept["parts"] is None else (kept["parts"][0].encode(), kept["parts"][1].encode())

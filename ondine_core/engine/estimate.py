@@ -115,9 +115,6 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
     """What `answer` with the same arguments would take; nothing is asked, spent or kept.
 
     The arguments are those of `answer`; fallbacks are not taken into account.
-
-    Raises:
-        ConfigError: As for `answer`.
     """
     check_sight(task.prompt, task.model)
     names, rows, columns = read(table, task.prompt.columns)

@@ -32,14 +32,7 @@ class BatchResult(NamedTuple):
 
 @dataclass(slots=True)
 class Interpreter:
-    """Turns replies into answers, failures, and batches to ask again.
-
-    Args:
-        task: What is asked.
-        policy: How often it is asked again.
-        window: Tokens of the model's window, `None` if not known.
-        now: Wall clock in seconds.
-    """
+    """Turns replies into answers, failures, and batches to ask again."""
 
     task: Task
     policy: Policy
@@ -49,13 +42,7 @@ class Interpreter:
     """What prompts that are asked again have cost so far, `None` where that is not known."""
 
     def interpret(self, sent: EncodedBatch, reply: Reply | RefusedError, usd: Decimal | None) -> BatchResult:
-        """What a reply, or a refusal to give one, means for each prompt of its batch.
-
-        Args:
-            sent: The prompts, and the call that carried them.
-            reply: The model's reply.
-            usd: What the call cost, `None` if that is not known.
-        """
+        """What a reply, or a refusal to give one, means for each prompt of its batch; the call cost `usd`."""
         batch, repairs = sent.batch, self.policy.max_repairs
         if isinstance(reply, RefusedError):
             # One row may be what the whole batch was refused for.

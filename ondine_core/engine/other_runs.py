@@ -46,13 +46,6 @@ class LookupResult:
 class OtherRuns:
     """The runs that ask the same question at the same time, as one of them sees them.
 
-    Args:
-        store: Shared by all runs.
-        own: This run, as it is announced to the others.
-        look_up: Outcomes that the store has, and that the run takes.
-        elapsed: Seconds since some moment, never set back.
-        timeout_s: Seconds one call may take.
-
     Attributes:
         is_shared: Whether there are other runs, or have been since this one was announced, as far as is known.
         taken_over: Prompts that another run had in flight and that were taken over; they may be paid twice.
@@ -78,11 +71,7 @@ class OtherRuns:
 
     @asynccontextmanager
     async def joined(self) -> AsyncIterator[None]:
-        """Run the body while this run is announced.
-
-        Raises:
-            StoreError: The store failed.
-        """
+        """Run the body while this run is announced."""
         try:
             others = await self.store.join(self.own)
             self.is_shared = bool(others.keys() - await self._forget_ended(others))

@@ -13,17 +13,7 @@ from ondine_core.types.values import Failure, Key, Outcome
 
 
 class RunState:
-    """The state of a run: outcomes by key, and the counts that progress shows.
-
-    Args:
-        rows: All rows.
-        copies: Rows of each prompt that several rows ask.
-        tracker: Adds up the cost.
-        elapsed_s: Seconds since the run began.
-        on_progress: Receives the progress.
-        unaskable: Rows whose prompt could not be rendered.
-        skipped: Rows that are not asked about because a value is missing.
-    """
+    """The state of a run: outcomes by key, and the counts that progress shows."""
 
     def __init__(  # noqa: PLR0913
         self,

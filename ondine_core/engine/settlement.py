@@ -65,15 +65,7 @@ def finish_call(
 def end_batch(
     run: RunContext, observer: BatchObserver, result: BatchResult, *, keep: bool = True, error: Exception | None = None
 ) -> None:
-    """Report the end of a batch to observers.
-
-    Args:
-        run: Knows how many rows ask for each prompt.
-        observer: Receives the events of the batch.
-        result: The outcomes of its prompts.
-        keep: Whether those are the outcomes of rows.
-        error: With which the last attempt failed, if it did.
-    """
+    """Report the end of a batch to observers, with its failed rows if its outcomes are kept."""
     if keep and result.failures:
         rows_of = run.run_state.rows_of
         observer.rows_failed((failure, rows_of(key)) for key, failure in result.failures)

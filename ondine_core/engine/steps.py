@@ -74,13 +74,9 @@ def render(
 def items(
     task: Task, columns: Mapping[str, Sequence[Any]], pending: Iterable[tuple[Key, int]], *, with_fields: bool
 ) -> Iterator[Item]:
-    """The prompts of the rows in `pending`, rendered when their turn comes, so that texts need not wait in memory.
+    """The prompts in `pending`, keys with a row of each, rendered in their turn so that no text waits in memory.
 
-    Args:
-        task: What is asked.
-        columns: The columns it reads.
-        pending: Keys, and a row that asks for each.
-        with_fields: Whether the values of the placeholders are wanted, too.
+    With `with_fields`, they also have the values of their placeholders.
     """
     prompt = task.prompt
     key_of = cache_key(task)
@@ -164,13 +160,7 @@ _TURN_OFF = "raise max_output_tokens, or lower reasoning_effort (some servers ha
 
 
 def read_answer(reply: Reply, max_output_tokens: int | None, asked: str) -> str | Failure:
-    """The text that a reply answers with, or why it has none that is whole.
-
-    Args:
-        reply: The model's reply.
-        max_output_tokens: What its length was bounded to.
-        asked: The text of the rows.
-    """
+    """The text that a reply to the rows' text `asked` answers with, or why it has none that is whole."""
     reason, ending = reply.finish_reason, ending_of(reply.finish_reason)
     if ending == "tool":
         return Failure("invalid", f"the model called a tool instead of answering (finish_reason {reason!r})")

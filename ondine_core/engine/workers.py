@@ -43,12 +43,7 @@ _WORKERS_A_CALL = 4
 
 
 class Asker:
-    """Asks the prompts of one table.
-
-    Args:
-        run: What is asked, and with what.
-        admission: Queue of calls that wait for a concurrency slot.
-    """
+    """Asks the prompts of one table."""
 
     def __init__(self, run: RunContext, admission: AdmissionQueue) -> None:
         self._run = run
@@ -195,13 +190,7 @@ class Asker:
         return result.retry
 
     async def _attempt(self, encoded: EncodedBatch, part: _Part, observer: BatchObserver, attempt: int) -> BatchResult:
-        """Make one attempt at a call; while the provider answers no call at all, that is waited out.
-
-        Raises:
-            TransientError: It failed.
-            FatalError: The run was stopped.
-            BudgetExhaustedError: It does not fit into the budget.
-        """
+        """Make one attempt at a call; while the provider answers no call at all, that is waited out."""
         again = attempt > 1
         if again:
             observer.retried()

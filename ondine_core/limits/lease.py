@@ -153,11 +153,7 @@ class Lease:
         self.valid_until = state.ends_at_boot
 
     async def keep_renewing(self) -> None:
-        """Renew the lease for ever.
-
-        Raises:
-            StoreError: It was lost, or the store failed.
-        """
+        """Renew the lease for ever."""
         while True:
             await self.clock.sleep(self.ttl_s / 3)
             await self.renew()

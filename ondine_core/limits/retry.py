@@ -78,12 +78,6 @@ async def retry(
 ) -> T:
     """The result of the first of the calls that `policy` allows which does not fail with a `TransientError`.
 
-    Args:
-        make: Makes a call; its number, from 1, is given to it.
-        policy: How often, and when.
-        sleep: Waits for seconds.
-        rng: Spreads the waits.
-
     Raises:
         TransientError: That of the last call.
     """

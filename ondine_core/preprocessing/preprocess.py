@@ -63,11 +63,7 @@ class PreprocessStats:
 
 
 def find_preprocessing(clean: Clean | str, sanitize: Sanitize | None) -> Preprocessing | None:
-    """What a user wants done to each row; `None` for nothing.
-
-    Raises:
-        ConfigError: A step or the sanitizer is not valid.
-    """
+    """What a user wants done to each row; `None` for nothing."""
     preparation = Preprocessing(find_steps(clean), find_sanitizer(sanitize))
     return None if preparation == Preprocessing() else preparation
 

@@ -132,11 +132,7 @@ _SHOWN = frozenset(FIELDS) - {"api_key", "base_url", "params", "settings"}  # th
 
 
 def change(spec: ModelSpec, changes: Mapping[str, Any], where: str) -> ModelSpec:
-    """`spec` with `changes`; it shares nothing that could be changed with `spec` or with `changes`.
-
-    Raises:
-        ConfigError: There is no such field, or its value is not valid; the message begins with `where`.
-    """
+    """`spec` with `changes`; it shares nothing that could be changed with `spec` or with `changes`."""
     try:
         _Spec.model_validate({"model": spec.model, **changes})
     except ValidationError as error:

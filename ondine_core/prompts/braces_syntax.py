@@ -24,11 +24,7 @@ _JINJA2_PLACEHOLDER = re.compile(r"\{\{[^{}\"':]*\}\}")
 
 
 def compile_braces(source: str) -> Template:
-    """A template with `{column}` for the value of a column.
-
-    Raises:
-        ConfigError: It does not parse, or is Jinja2.
-    """
+    """A template with `{column}` for the value of a column."""
     try:
         pieces = list(string.Formatter().parse(source))
     except ValueError as error:

@@ -16,11 +16,7 @@ from ondine_core.types.media import Media, MediaKind, escape_marks
 
 
 def compile_jinja2(source: str) -> Template:
-    """A Jinja2 template, run in a sandbox; undefined names fail.
-
-    Raises:
-        ConfigError: It does not parse, or needs another template.
-    """
+    """A Jinja2 template, run in a sandbox; undefined names fail."""
     # Autoescape is for HTML; a model must see the text as it stands.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     environment.filters |= dict.fromkeys(MEDIA_KINDS, lambda value: value)
@@ -67,11 +63,7 @@ def _strip_media_filter(piece: Any) -> Any:
 
 
 def _media_columns(tree: Any) -> dict[str, MediaKind]:
-    """The names that a Jinja2 template takes as images or documents, by the filter itself or by another name for them.
-
-    Raises:
-        ConfigError: It takes as one what is no column.
-    """
+    """The names that a Jinja2 template takes as images or documents, by the filter itself or by another name of it."""
     used = [
         (name, found.name)
         for found in tree.find_all(nodes.Filter)

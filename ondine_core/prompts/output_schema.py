@@ -83,9 +83,6 @@ def compile_schema(output: Output) -> OutputSchema:
             a mapping of column to Python type (`str`, `int`, `float`, `bool`, `Literal[...]`, `list[str]`, ...) or to a
             type name or JSON schema (`"string"`, `{"type": "string", "enum": [...]}`); a compiled regular expression,
             a column a named group; the name of one column of free text.
-
-    Raises:
-        ConfigError: The declaration has no columns, cannot be understood, or contradicts itself.
     """
     if isinstance(output, str | Mapping):
         check_text(output, "output")

@@ -42,11 +42,7 @@ def compile_task(
     clean: Clean | str = (),
     sanitize: Sanitize | None = None,
 ) -> Task:
-    """Check that `prompt` and `output` are sound and fit each other.
-
-    Raises:
-        ConfigError: One of them is not valid, an example does not fit, or the prompt reads an output column.
-    """
+    """Check that `prompt` and `output` are sound and fit each other."""
     schema = compile_schema(output)
     compiled = compile_prompt(prompt, schema.dump, find_preprocessing(clean, sanitize))
     check_sight(compiled, model)
@@ -59,11 +55,7 @@ def compile_task(
 
 
 def check_sight(prompt: CompiledPrompt, model: ModelSpec) -> None:
-    """Refuse a model that does not take the images or documents of `prompt`, as far as the price list knows.
-
-    Raises:
-        ConfigError: It does not.
-    """
+    """Refuse a model that does not take the images or documents of `prompt`, as far as the price list knows."""
     if prompt.reader is None:
         return
     options = prompt.reader.options
@@ -73,11 +65,7 @@ def check_sight(prompt: CompiledPrompt, model: ModelSpec) -> None:
 
 
 def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) -> None:
-    """Check that a table with columns `names` can be asked `task`, with `overwrite` whatever other columns it has.
-
-    Raises:
-        ConfigError: The prompt reads a column that is not there, or an output column would overwrite one that is.
-    """
+    """Check that a table with columns `names` can be asked `task`, with `overwrite` whatever other columns it has."""
     for column in task.prompt.columns:
         if column not in names:
             meant = did_you_mean(column, [name for name in names if isinstance(name, str)])

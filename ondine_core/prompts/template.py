@@ -171,9 +171,6 @@ def compile_prompt(
 
     `dump_answer` checks the answer of an example and writes it as the model is asked to; `preparation` is done to rows
     and to the inputs of examples.
-
-    Raises:
-        ConfigError: The template does not parse, its file cannot be read, or an example does not fit.
     """
     spec = Prompt(prompt) if isinstance(prompt, str) else prompt
     if not isinstance(spec, Prompt):

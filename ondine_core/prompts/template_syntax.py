@@ -41,11 +41,7 @@ class Template:
 
 
 def find_media_columns(used: Iterable[tuple[str, str | None]]) -> dict[str, MediaKind]:
-    """Which columns hold images or documents, from each use of a column and what it is used as.
-
-    Raises:
-        ConfigError: One is used as two things.
-    """
+    """Which columns hold images or documents, from each use of a column and what it is used as."""
     found: dict[str, set[str]] = {}
     for name, kind in used:
         found.setdefault(name, set()).add(kind or "text")

@@ -78,11 +78,7 @@ def find_media_limits(spec: ModelSpec) -> MediaLimits:
 
 
 def check_media(spec: ModelSpec, kinds: Collection[MediaKind]) -> None:
-    """Refuse a model that does not take what a prompt has, as far as the price list knows.
-
-    Raises:
-        ConfigError: It does not; the message names models of the same provider that do.
-    """
+    """Refuse a model that does not take what a prompt has, as far as the price list knows."""
     if kinds and spec.dialect in _TEXT_ONLY:
         raise ConfigError(
             f"The prompt has {' and '.join(sorted(kinds))}s, which models in this process do not take; "

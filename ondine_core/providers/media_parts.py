@@ -13,11 +13,7 @@ from ondine_core.types.values import Json
 
 
 def openai_content(text: str, media: MediaMap) -> Json:
-    """The content of a message: a text, or parts if it refers to images or documents.
-
-    Raises:
-        RefusedError: One cannot be read any more.
-    """
+    """The content of a message: a text, or parts if it refers to images or documents."""
     if not media:
         return text
     parts = list(split_media(text, media))
@@ -35,11 +31,7 @@ def _openai_part(media: Media) -> dict[str, Json]:
 
 
 def anthropic_content(text: str, media: MediaMap) -> list[dict[str, Json]]:
-    """The blocks of a message.
-
-    Raises:
-        RefusedError: An image or document cannot be read any more.
-    """
+    """The blocks of a message."""
     # The API refuses blocks of nothing but blanks.
     return [
         {"type": "text", "text": part} if isinstance(part, str) else _anthropic_block(part)
@@ -56,11 +48,7 @@ def _anthropic_block(media: Media) -> dict[str, Json]:
 
 
 def gemini_parts(text: str, media: MediaMap) -> list[dict[str, Json]]:
-    """The parts of a message in Gemini's own form.
-
-    Raises:
-        RefusedError: An image or document cannot be read any more.
-    """
+    """The parts of a message in Gemini's own form."""
     parts = list(split_media(text, media)) if media else []
     return [
         {"text": part} if isinstance(part, str) else {"inlineData": {"mimeType": part.media_type, "data": _read(part)}}

@@ -72,11 +72,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def default_store(environment: Mapping[str, str]) -> str:
-    """The store that is meant where none is named.
-
-    Raises:
-        ConfigError: The environment does not say.
-    """
+    """The store that is meant where none is named."""
     path_or_url = environment.get("ONDINE_STORE")
     if path_or_url:
         return path_or_url

@@ -112,9 +112,6 @@ def find_dagster_store(home: str, environment: Mapping[str, str]) -> str:
     """The default store of the Dagster instance in `home`, which is DAGSTER_HOME, found without Dagster.
 
     Its `dagster.yaml` may name variables of `environment`.
-
-    Raises:
-        ConfigError: Its `dagster.yaml` cannot be read.
     """
     import yaml
 
@@ -143,10 +140,6 @@ def connect(
     """Open the store at `path_or_url`, in the newest format.
 
     `open_store` explains the arguments; with `create`, what is not there is made.
-
-    Raises:
-        ConfigError: The address is of another kind, or the driver for Postgres is not installed.
-        StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
     """
     address = parse_address(path_or_url)
     database: Database

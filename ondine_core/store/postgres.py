@@ -156,11 +156,7 @@ class PostgresDatabase:
         return results[-1]
 
     def _find_attempt(self) -> int:
-        """Which attempt at the present transaction took effect after all.
-
-        Raises:
-            StoreError: None did, and the server has forgotten what it had confirmed.
-        """
+        """Which attempt at the present transaction took effect after all."""
         tables = self.select(_FIND_TABLE)
         marks = [orjson.loads(mark) for _, mark in self.select_in(FIND_NUMBERS, [self._writer])]
         if tables != [(self._table,)]:

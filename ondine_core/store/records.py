@@ -101,11 +101,7 @@ Entry: TypeAlias = SentRow | SettledRows | Update | Change
 
 
 def to_sent_row(sent: CallStarted) -> SentRow:
-    """The row of a call that is about to leave.
-
-    Raises:
-        StoreError: Its bound is beyond what 64 bits can add up.
-    """
+    """The row of a call that is about to leave."""
     bound = sent.at_most_usd
     if bound is not None and bound * _PICO > _MAX_INTEGER:
         raise StoreError(f"A call of model {sent.model!r} may cost {bound} USD, which is not plausible.")
@@ -123,11 +119,7 @@ def to_sent_row(sent: CallStarted) -> SentRow:
 
 
 def to_settled_rows(settled: CallFinished) -> SettledRows:
-    """The rows of a call whose outcome was seen.
-
-    Raises:
-        StoreError: A figure is beyond what 64 bits can add up.
-    """
+    """The rows of a call whose outcome was seen."""
     sent = settled.sent
     usage = settled.usage
     usd = settled.usd
@@ -245,11 +237,7 @@ def _to_failure_row(key: Key, failure: Failure, settled: CallFinished, origin: b
 
 
 def to_failure(row: Row) -> tuple[Key, Failure]:
-    """The failure in a row of `failures`.
-
-    Raises:
-        DamagedRowError: Something else than a store wrote it.
-    """
+    """The failure in a row of `failures`."""
     key, reason, detail, model, attempts, cost = row
     _check_types(row, _FAILURE_TYPES)
     return key, Failure(reason, detail, model, attempts, _to_usd(key, cost))

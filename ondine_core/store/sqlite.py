@@ -130,11 +130,7 @@ class SqliteDatabase:
         return result
 
     def _check_files(self) -> None:
-        """Check, before a commit is reported, that its files were not deleted or replaced.
-
-        Raises:
-            StoreError: The files were removed or replaced; all that is in them is saved, if that is possible.
-        """
+        """Check, before a commit is reported, that its files were not deleted or replaced."""
         if not self._lost:
             if identify(self._files) == self._identity:
                 return
@@ -168,11 +164,7 @@ class SqliteDatabase:
         return self._saved
 
     def copy_to(self, target: Path) -> None:
-        """Copy all that is committed into an existing file, while other processes read and write.
-
-        Raises:
-            StoreError: It cannot be read or written.
-        """
+        """Copy all that is committed into an existing file, while other processes read and write."""
         # Whose disk is full is not known otherwise.
         with self._explained(f"The copy of the answer store {self.location!r} to {str(target)!r}"):
             copy = sqlite3.connect(target, isolation_level=None)

@@ -30,11 +30,7 @@ database while it is being made; and a database that exists is never opened here
 
 
 def resolve(path: str | Path) -> Path:
-    """Where the database is, whatever the working directory becomes; SQLite makes the log beside the target of a link.
-
-    Raises:
-        StoreError: It is in the home folder of a user who has none.
-    """
+    """The absolute path of the database; SQLite makes the log beside the target of a link."""
     try:
         return Path(os.path.realpath(Path(path).expanduser()))
     except RuntimeError as error:

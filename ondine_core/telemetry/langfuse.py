@@ -34,9 +34,6 @@ def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_s
         host: Where it is; by default what `LANGFUSE_BASE_URL` or `LANGFUSE_HOST` says, or else its cloud in Europe.
         content: Whether generations have prompts and replies, unchanged.
         calls_per_second: How many ordinary calls are a generation each, and a hundred more at the start; `None`: all.
-
-    Raises:
-        ConfigError: A key or a package is missing.
     """
     require("opentelemetry.sdk", "langfuse", "otel")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

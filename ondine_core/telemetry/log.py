@@ -49,9 +49,6 @@ def open_log(
             in a terminal, and JSON elsewhere.
         every_s: Seconds between two lines about the progress of a run.
         logger: Takes the lines, by default standard error.
-
-    Raises:
-        ConfigError: An option is not one of these.
     """
     given = "json" if form is None else form
     for name, value, valid in (("level", level, get_args(Level)), ("form", given, get_args(Form))):

@@ -65,9 +65,6 @@ async def observed(
 
     `on_progress` is called with or without observers; `on_observer_error` is called, from any thread, when an observer
     fails or has missed events.
-
-    Raises:
-        ConfigError: An observer cannot be opened.
     """
     stream = Stream(open_observers(observers), on_observer_error)
     observation = Observation(run, stream, clock, on_progress)

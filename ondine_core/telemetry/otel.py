@@ -46,9 +46,6 @@ def open_opentelemetry(
         content: Whether spans have prompts and replies, unchanged.
         calls_per_second: Ordinary calls with a span of their own, and a hundred more at the start; `None`: all.
         metrics: Whether metrics are exported, too.
-
-    Raises:
-        ConfigError: A package is missing, or the exporter that a variable names.
     """
     require("opentelemetry.sdk", "opentelemetry", "otel")
     from opentelemetry import trace
@@ -115,11 +112,7 @@ class OpenTelemetryObserver:
 
 
 def require(module: str, observer: str, extra: str) -> None:
-    """Check that a package is there.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """Check that a package is there."""
     try:
         import_module(module)
     except ModuleNotFoundError:

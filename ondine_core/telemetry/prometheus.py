@@ -29,9 +29,6 @@ def open_prometheus(*, push_gateway: str | None = None, job: str = "ondine", pus
             `prometheus_client`, those of all runs of this process together.
         job: Their job at the gateway.
         push_every_s: Seconds between two pushes; the last is made when the run ends.
-
-    Raises:
-        ConfigError: A package is missing.
     """
     require("prometheus_client", "prometheus", "prometheus")
     return _process_metrics() if push_gateway is None else _Pushed(push_gateway, job, push_every_s)

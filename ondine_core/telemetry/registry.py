@@ -56,11 +56,7 @@ def register_observer(name: str) -> Callable[[Factory], Factory]:
 
 
 def check_observers(specs: Sequence[ObserverSpec]) -> None:
-    """Check that every observer is known, and takes the options it is given.
-
-    Raises:
-        ConfigError: One does not.
-    """
+    """Check that every observer is known, and takes the options it is given."""
     if isinstance(specs, str | Mapping):
         raise ConfigError(f"observers={specs!r} must be a sequence, such as [{specs!r}].")
     for spec in specs:
@@ -73,11 +69,7 @@ def check_observers(specs: Sequence[ObserverSpec]) -> None:
 
 
 def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:
-    """Open the observers that `specs` name.
-
-    Raises:
-        ConfigError: One is not known or cannot be opened.
-    """
+    """Open the observers that `specs` name."""
     opened: list[Opened] = []
     with ExitStack() as if_one_fails:
         for spec in specs:

@@ -18,11 +18,7 @@ class NoTextError(TypeError):
 
 
 def write_cell(value: Any) -> str:
-    """A value as it stands in a prompt; what is missing is nothing.
-
-    Raises:
-        NoTextError: It has no text but its address in memory.
-    """
+    """A value as it stands in a prompt; what is missing is nothing."""
     if isinstance(value, str):
         return value
     if hasattr(value, "tolist"):  # NumPy would write a long array with dots in the middle

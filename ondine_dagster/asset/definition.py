@@ -36,11 +36,7 @@ def key_of(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> 
 
 
 def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
-    """Check that the arguments fit together, as far as possible without rows.
-
-    Raises:
-        ConfigError: Two columns would have one name, or an argument cannot be kept.
-    """
+    """Check that the arguments fit together, as far as possible without rows."""
     _check_names(enrichment)
     check_partition_by(enrichment.arguments.partition_by, asset_arguments.get("partitions_def"))
     if asset_arguments.get("check_specs"):

@@ -22,9 +22,6 @@ def wrap(
 
     Inputs in `asset_arguments` that are not parameters are for `**` of `function`. With `required_resource_keys` the
     resource comes from the context, otherwise as a parameter.
-
-    Raises:
-        ConfigError: A parameter of `function` is an input and has the name of the resource.
     """
     as_parameter = not asset_arguments.get("required_resource_keys")
     ins = dict(asset_arguments.get("ins") or {})
@@ -76,11 +73,7 @@ def wrap(
 
 
 def check_function(function: Any) -> None:
-    """Check that `function` returns rows and has parameters that can be given by name.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """Check that `function` returns rows and has parameters that can be given by name."""
     if not (inspect.isfunction(function) or inspect.ismethod(function)):
         raise ConfigError(
             f"llm_asset was given a {type(function).__name__} where a plain function that returns the rows to enrich "

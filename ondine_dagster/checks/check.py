@@ -96,11 +96,7 @@ class Check(ABC):
 
     @abstractmethod
     def validate(self, task: Task) -> None:
-        """Check that the arguments are valid for the output of `task`.
-
-        Raises:
-            ConfigError: A threshold is out of range, or a column is not there.
-        """
+        """Check that the arguments are valid for the output of `task`."""
 
     @abstractmethod
     def describe(self) -> str:

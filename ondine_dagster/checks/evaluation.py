@@ -25,9 +25,6 @@ def fit_checks(given: Sequence[Check | Mapping[str, Any]], task: Task) -> dict[s
     """Checks by name, valid for the output of `task`.
 
     A mapping has the `type` of a check and its arguments.
-
-    Raises:
-        ConfigError: A check is not one, asks for a column that the output does not have, or has another's name.
     """
     checks: dict[str, Check] = {}
     for one in given:

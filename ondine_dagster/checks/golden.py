@@ -153,11 +153,7 @@ class GoldenCheck(Check):
         return reached[worst] >= self.min_score, description, metadata
 
     def _labelled_columns(self, task: Task, names: Sequence[str]) -> tuple[str, ...]:
-        """The output columns that count, of labelled rows with columns `names`.
-
-        Raises:
-            ConfigError: The rows lack a column that the prompt reads, or labels.
-        """
+        """The output columns that count, of labelled rows with columns `names`."""
         missing = [column for column in task.prompt.columns if column not in names]
         if missing:
             raise ConfigError(f"The rows of a golden check lack {missing[0]!r}, which the prompt reads.")
@@ -178,11 +174,7 @@ def labelled_input(key: dg.AssetKey) -> str:
 
 
 def _check_labels(labels: Mapping[str, Sequence[Any]], task: Task) -> None:
-    """Check that each of `labels`, by output column, may be an answer; a missing one may stand everywhere.
-
-    Raises:
-        ConfigError: One may not, so that it would never be met.
-    """
+    """Check that each of `labels`, by output column, may be an answer; a missing one may stand everywhere."""
     for column in task.schema.columns:
         allowed = allowed_values(column.json_schema)
         if column.name not in labels or allowed is None:

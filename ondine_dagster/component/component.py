@@ -116,11 +116,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
         return upstream
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002
-        """The asset, and the resource it asks if it has a model of its own.
-
-        Raises:
-            ConfigError: The attributes do not fit.
-        """
+        """The asset, and the resource it asks if it has a model of its own."""
         resources = {} if self.llm is None else {self._resource_key: self.llm}
         return dg.Definitions(assets=[self._asset()], resources=resources)
 

@@ -48,11 +48,7 @@ def _resolve_llm(context: dg.ResolutionContext, value: Any) -> LLMResource:
 
 
 def check_key(llm: Any) -> None:
-    """Refuse a key that is written out.
-
-    Raises:
-        ConfigError: It is; the message does not repeat it.
-    """
+    """Refuse a key that is written out."""
     if isinstance(llm, LLMResource) and not isinstance(llm.api_key, dg.EnvVar | None):
         raise ConfigError(
             'The api_key of the model must name a variable, as in "{{ env.OPENAI_API_KEY }}"; '

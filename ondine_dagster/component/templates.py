@@ -29,9 +29,6 @@ def check_resolves(context: dg.ResolutionContext, value: Any) -> None:
     """Check that templates in an attribute, or in the values of a mapping, have a value.
 
     A literal null is not a template.
-
-    Raises:
-        ConfigError: A template has no value, which would mean no cap or no rule.
     """
     match value:
         case str() if _TEMPLATE.fullmatch(value):

@@ -20,11 +20,7 @@ _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
 def check_answer_by(value: Any) -> Any:
-    """`value` if it is valid for `answer_by`.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """`value` if it is valid for `answer_by`."""
     if value is not None and not is_answer_by(value):
         raise ConfigError(f"answer_by={value!r} must be {ANSWER_BY}, or nothing for no such time.")
     return value
@@ -45,9 +41,6 @@ def find_deadline(answer_by: str | float, started_at: float) -> float:
 
     A time of day is its next one after the start. Where clocks are put back it is the first of the two; one that is
     skipped as they are put forward comes as much later as they are moved.
-
-    Raises:
-        ConfigError: `answer_by` is neither a time of day nor a number of seconds.
     """
     check_answer_by(answer_by)
     time = _TIME.fullmatch(answer_by.strip()) if isinstance(answer_by, str) else None

@@ -112,9 +112,6 @@ def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, open
     """Apply the run config to the model spec and the options.
 
     A model that is `opened` already cannot be replaced.
-
-    Raises:
-        ConfigError: The config names another model, but the resource is an open model.
     """
     policy = options.policy
     if config.retry_failed_rows is not None:

@@ -50,11 +50,7 @@ def keep_int_variables(value: Any) -> Any:
 
 
 def read_variables(value: Any) -> Any:
-    """`value` with the variables inside its mappings and lists replaced by what they are set to.
-
-    Raises:
-        ConfigError: A variable is not set, or holds no whole number where one is needed.
-    """
+    """`value` with the variables inside its mappings and lists replaced by what they are set to."""
     name = _name_of(value)
     if name is not None:
         return _read(name)

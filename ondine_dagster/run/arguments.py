@@ -220,11 +220,7 @@ _MODEL = _Must(
 
 
 def check_values(given: Mapping[str, Any]) -> None:
-    """Check arguments of `llm_asset` by themselves, before anything is made of them.
-
-    Raises:
-        ConfigError: One is not valid, or two do not go together.
-    """
+    """Check arguments of `llm_asset` by themselves, before anything is made of them."""
     for name, field in Arguments.model_fields.items():
         if name in given:
             for must in field.metadata:

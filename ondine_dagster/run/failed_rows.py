@@ -40,11 +40,7 @@ def define(
     *,
     failed_rows: bool,
 ) -> dg.AssetsDefinition:
-    """The asset that `compute` fills: the enriched rows, and the failed ones if `failed_rows` are wanted.
-
-    Raises:
-        ConfigError: An argument means something for a single asset only.
-    """
+    """The asset that `compute` fills: the enriched rows, and the failed ones if `failed_rows` are wanted."""
     if arguments.get("io_manager_def") is not None and (failed_rows or checks):
         raise ConfigError("An asset with checks or failed_rows takes io_manager_key, not io_manager_def.")
     # A dry run fills nothing.

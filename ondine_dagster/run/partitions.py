@@ -47,11 +47,7 @@ def shards(count: int) -> dg.StaticPartitionsDefinition:
 
 
 def check_partition_by(partition_by: PartitionBy | None, partitions: dg.PartitionsDefinition[Any] | None) -> None:
-    """Check that `partition_by` names a column for each dimension of `partitions`.
-
-    Raises:
-        ConfigError: There are no partitions, it names other dimensions than they have, or it is missing for shards.
-    """
+    """Check that `partition_by` names a column for each dimension of `partitions`."""
     if partition_by is None:
         if any(map(_is_sharded, _dimensions(partitions))):
             raise ConfigError(
@@ -282,9 +278,6 @@ def joined_by_key(
     order of the partitions; a key of neither kind is refused, since its rows would be lost.
 
     The partitions of `inputs` may be keys, too.
-
-    Raises:
-        ConfigError: A key is of no partition that the run knows, there is no table, or they are not of one kind.
     """
     own = context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
     if tables.keys() <= set(own):

@@ -58,11 +58,7 @@ class Plan:
 def plan(
     context: dg.AssetExecutionContext, enrichment: Enrichment, llm: Any, config: LLMAssetConfig, watch: Watch
 ) -> Plan:
-    """Make the plan of the step of `context`.
-
-    Raises:
-        ConfigError: The resource cannot be asked, or not as the run's config wants it.
-    """
+    """Make the plan of the step of `context`."""
     store, model = default_store(context.instance), None
     if isinstance(llm, LLMResource):
         store = llm.store or store

@@ -140,11 +140,7 @@ def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, given
 
 
 def _run(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepInput) -> _Run | None:
-    """Find the rows and ask about them; `None` if nothing is to be stored: in a dry run, or while jobs are under way.
-
-    Raises:
-        Failure: The step cannot go on.
-    """
+    """Find the rows and ask about them; `None` if nothing is stored: in a dry run, or while jobs are under way."""
     config, watch = given.config, Watch(context)
     try:
         todo = plan(context, enrichment, given.llm, config, watch)

@@ -53,11 +53,7 @@ _STEPS: Mapping[str, Step] = {
 
 
 def find_steps(clean: Clean | str) -> tuple[Step, ...]:
-    """The steps that a user means, in order.
-
-    Raises:
-        ConfigError: One of them is none.
-    """
+    """The steps that a user means, in order."""
     given = [clean] if isinstance(clean, str | Mapping) or callable(clean) else clean
     if not isinstance(given, Sequence):
         raise ConfigError(f"clean={clean!r}; give a list of steps, such as ['html', 'whitespace'].")

@@ -16,11 +16,7 @@ _MAX_TAIL = 1_024
 
 
 def end_of_pdf(data: bytes) -> int:
-    """Bytes up to the end marker.
-
-    Raises:
-        MediaError: There is none, or much comes behind it, so that it may be another file as well.
-    """
+    """Bytes up to the end marker."""
     at = data.rfind(b"%%EOF")
     if at < 0:
         raise MediaError("it is corrupt or broken off (application/pdf)")
@@ -31,11 +27,7 @@ def end_of_pdf(data: bytes) -> int:
 
 
 def count_pages(data: bytes) -> int:
-    """The pages of a document.
-
-    Raises:
-        MediaError: It is corrupt, is encrypted, or has none or too many.
-    """
+    """The pages of a document."""
     pages = len(_open(data).pages)
     if not 0 < pages <= _MAX_PAGES:
         raise MediaError(f"it has {pages:,} pages; 1 to {_MAX_PAGES:,} are sent (application/pdf)")
@@ -43,11 +35,7 @@ def count_pages(data: bytes) -> int:
 
 
 def cut_pages(data: bytes, first: int, end: int | None) -> bytes:
-    """The pages from `first` to before `end` as a document.
-
-    Raises:
-        MediaError: They cannot be read.
-    """
+    """The pages from `first` to before `end` as a document."""
     from pypdf import PdfWriter
 
     writer, written = PdfWriter(), BytesIO()

@@ -76,11 +76,7 @@ def find_type(data: bytes) -> str | None:
 
 
 def read_image(data: bytes, media_type: str) -> ImageFacts:
-    """What the headers of an image of this type say.
-
-    Raises:
-        MediaError: It is corrupt, or was broken off.
-    """
+    """What the headers of an image of this type say."""
     try:
         return _READERS[media_type](data)
     except (struct.error, IndexError, zlib.error):
@@ -91,11 +87,7 @@ _MAX_PARTS = 100_000
 
 
 def _limited(parts: Iterator[Part]) -> Iterator[Part]:
-    """`parts`, up to a limit on their number, since reading very many takes long.
-
-    Raises:
-        MediaError: There are more.
-    """
+    """`parts`, up to a limit on their number, since reading very many takes long."""
     for number, part in enumerate(parts):
         if number == _MAX_PARTS:
             raise MediaError(f"it has more than {_MAX_PARTS:,} parts")

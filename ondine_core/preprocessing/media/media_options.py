@@ -67,11 +67,7 @@ class MediaOptions:
             self.page_range()
 
     def page_range(self) -> tuple[int, int | None]:
-        """The first page, counted from 0, and the one behind the last; `None` for all to the end.
-
-        Raises:
-            ConfigError: `pages` is not understood.
-        """
+        """The first page, counted from 0, and the one behind the last; `None` for all to the end."""
         found = _PAGES.fullmatch("1-" if self.pages is None else str(self.pages).replace(" ", ""))
         first = int(found[1]) if found else 0
         end = first if found is None or found[2] is None else int(found[2] or 0) or None

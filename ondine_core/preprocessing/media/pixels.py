@@ -35,11 +35,7 @@ def find_orientation(image: Any) -> int:
 
 
 def digest_pixels(image: Any, digest_size: int) -> str:
-    """A digest of the pixels and of which way is up, which is the same however an image was encoded.
-
-    Raises:
-        MediaError: It cannot be decoded.
-    """
+    """A digest of the pixels and of which way is up, which is the same however an image was encoded."""
     try:
         return _digest_pixels(image, digest_size)
     except Exception as error:  # noqa: BLE001  (a decoder may raise any error; only this row fails)
@@ -81,11 +77,7 @@ def fit(width: int, height: int, max_side_px: int | None) -> tuple[int, int]:
 
 
 def shrink_image(data: bytes, media_type: str, max_side_px: int) -> bytes:
-    """An image in its format (a GIF as PNG) with at most `max_side_px` pixels on its longer side, upright.
-
-    Raises:
-        MediaError: It cannot be decoded.
-    """
+    """An image in its format (a GIF as PNG) with at most `max_side_px` pixels on its longer side, upright."""
     from PIL import Image, ImageOps
 
     try:

@@ -59,11 +59,7 @@ class Options(_Checked):
 
 
 def read_options(spec: ModelSpec) -> Options:
-    """What `spec` says.
-
-    Raises:
-        ConfigError: It says something that is not known or not valid.
-    """
+    """What `spec` says."""
     if spec.base_url is not None:
         raise ConfigError(f"model={spec.model!r} runs in this process and takes no base_url.")
     values: dict[str, Any] = {

@@ -90,11 +90,7 @@ class Writer:
         self.weights, self.work = weights, Work()
 
     async def write(self, call: Call, options: Options) -> Reply:
-        """The reply to `call`; cancelling this ends its generation.
-
-        Raises:
-            ProviderError: There is none.
-        """
+        """The reply to `call`; cancelling this ends its generation."""
         try:
             tokens = encode(self._tokenizer, call, think=options.params.enable_thinking)
         except BaseException as error:  # noqa: BLE001  (templates are the model's own code, and Rust may panic)
