@@ -22,6 +22,8 @@ from ondine_dagster.resource import LLMResource, default_store
 
 Frame: TypeAlias = Literal["pandas", "polars", "pyarrow"]
 
+_MAX_DAYS = 100_000
+"""More would begin before the first date that Python knows."""
 _LINES_SHOWN = 20
 _BAR = 20
 """Characters of the longest bar."""
@@ -55,8 +57,8 @@ def spend_report(
     Raises:
         ConfigError: An argument is out of range.
     """
-    if days is not None and days < 1:
-        raise ConfigError(f"days={days!r} must be at least 1.")
+    if days is not None and (isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= _MAX_DAYS):
+        raise ConfigError(f"days={days!r} must be a whole number from 1 to {_MAX_DAYS:,}, or None for all days.")
     if frame not in get_args(Frame):
         raise ConfigError(f"frame={frame!r}; valid are 'pandas', 'polars' and 'pyarrow'.")
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Literal, TypeAlias, get_args
+from decimal import Decimal, InvalidOperation
+from numbers import Real
+from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
 from ondine_core.errors import ConfigError
@@ -37,7 +38,10 @@ class BudgetLimit:
     warn_at: tuple[float, ...] = (0.75, 0.9)
 
     def __post_init__(self) -> None:
-        usd = Decimal(str(self.max_cost_usd))  # of a number its decimal text is meant, not its nearest binary fraction
+        try:
+            usd = Decimal(str(self.max_cost_usd))  # the decimal text of a number, not its nearest binary fraction
+        except InvalidOperation:
+            raise ConfigError(f"max_cost_usd={self.max_cost_usd!r} is not a number of USD.") from None
         object.__setattr__(self, "max_cost_usd", usd)
         if not (usd.is_finite() and UNIT_USD <= usd < _MAX_UNITS * UNIT_USD):
             raise ConfigError(f"max_cost_usd={str(usd)!r} must be more than 0 and less than nine million.")
@@ -45,7 +49,8 @@ class BudgetLimit:
             raise ConfigError(f"period={self.period!r}; valid are {', '.join(map(repr, get_args(Period)))}.")
         if self.period != "run" and not self.name:
             raise ConfigError(f"A budget with period={self.period!r} needs a name, by which others find it.")
-        if not all(0 < share <= 1 for share in self.warn_at):
+        shares: Any = self.warn_at
+        if not isinstance(shares, list | tuple) or not all(isinstance(one, Real) and 0 < one <= 1 for one in shares):
             raise ConfigError(f"warn_at={self.warn_at!r} must be shares of the cap, more than 0 and at most 1.")
 
     def __str__(self) -> str:

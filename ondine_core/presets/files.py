@@ -40,7 +40,11 @@ def load_presets(path: str | Path) -> Mapping[str, ModelSpec]:
             raise ConfigError(f"{where}: the name is not a text; write it in quotes.")
         if not isinstance(given, dict):
             raise ConfigError(f"{where}: expected the fields of a model, such as 'model: openai/gpt-4o-mini'.")
-        for field in _keys(given):
+        try:
+            held = tuple(_keys(given))
+        except RecursionError:
+            raise ConfigError(f"{where}: an alias (*name) refers to what contains it; write the value itself.") from None
+        for field in held:
             raise ConfigError(
                 f"{where}: {field} holds a key, and keys do not belong in files. Remove it and set the provider's "
                 "environment variable (OPENAI_API_KEY, ...), or give api_key=... to preset() or to the resource."
@@ -80,6 +84,8 @@ def _read(path: Path) -> dict[Any, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"The presets in {str(path)!r} cannot be read: {reason}.") from error
+    except RecursionError:
+        raise ConfigError(f"{str(path)!r} is nested too deeply to be read.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""

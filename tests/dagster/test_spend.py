@@ -182,7 +182,16 @@ def test_missing_store_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "none.db").exists()
 
 
-@pytest.mark.parametrize(("arguments", "complaint"), [({"days": 0}, "days=0"), ({"frame": "list"}, "frame='list'")])
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"days": 0}, "days=0"),
+        ({"days": 10**9}, "days=1000000000 must be a whole number from 1 to 100,000"),
+        ({"days": "7"}, "days='7'"),
+        ({"days": 1.5}, "days=1.5"),
+        ({"frame": "list"}, "frame='list'"),
+    ],
+)
 def test_arguments_are_checked_when_the_definitions_load(arguments: Any, complaint: str) -> None:
     """With what is valid."""
     with pytest.raises(ConfigError, match=complaint):

@@ -81,6 +81,10 @@ def test_names_of_budgets_never_collide(one: str, run: str, other: str, other_ru
         ({"max_cost_usd": Decimal(5), "period": "month"}, "A budget with period='month' needs a name"),
         ({"max_cost_usd": Decimal(5), "warn_at": (0.5, 90)}, r"warn_at=\(0.5, 90\) must be shares of the cap"),
         ({"max_cost_usd": Decimal(5), "warn_at": (0.0,)}, "warn_at="),
+        ({"max_cost_usd": Decimal(5), "warn_at": ("half",)}, r"warn_at=\('half',\) must be shares of the cap"),
+        ({"max_cost_usd": Decimal(5), "warn_at": 0.5}, r"warn_at=0.5 must be shares of the cap"),
+        ({"max_cost_usd": "five"}, "max_cost_usd='five' is not a number of USD"),
+        ({"max_cost_usd": True}, "max_cost_usd=True is not a number of USD"),
     ],
 )
 def test_invalid_cap_is_refused(arguments: dict, message: str) -> None:

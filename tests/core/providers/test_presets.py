@@ -251,6 +251,8 @@ def test_empty_file_has_no_presets(tmp_path: Path, text: str) -> None:
         ("house:\n  model: a/b\n  model: a/c\n", "preset 'house': field 'model' is given twice"),
         ("house: {model: a/b\nother: 1\n", "is not YAML: expected ',' or '}', but got ':' in line 2"),
         ("house: !!python/object/apply:os.system ['true']\n", "is not YAML: could not determine a constructor"),
+        ("house: &h\n  model: a/b\n  params: *h\n", "preset 'house': an alias (*name) refers to what contains it"),
+        (f"house: {'[' * 2000}{']' * 2000}\n", "is nested too deeply"),
     ],
 )
 def test_error_in_a_file_names_file_preset_and_field(tmp_path: Path, text: str, message: str) -> None:
