@@ -38,9 +38,10 @@ def compile_braces(source: str) -> Template:
             continue
         known = not spec or spec in MEDIA_KINDS
         if not name.strip() or not known or conversion or set(name) & set("[]\"'."):
+            written = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
             raise ConfigError(
-                f"The prompt has {{{name}}} where a column name was expected. Double literal braces, {{{{ }}}}, "
-                "or use Prompt(..., syntax='jinja2') for expressions."
+                f"The prompt has {{{written}}} where a column name was expected, as in {{review}}, {{photo:image}} or "
+                "{invoice:document}. Double literal braces, {{ }}, or use Prompt(..., syntax='jinja2') for expressions."
             )
         parts.append((name,))
     kinds = find_media_columns((name, spec) for _, name, spec, _ in pieces if name is not None)

@@ -69,10 +69,8 @@ def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) 
     for column in task.prompt.columns:
         if column not in names:
             meant = did_you_mean(column, [name for name in names if isinstance(name, str)])
-            raise ConfigError(
-                f"The prompt reads column {column!r}, which the rows do not have.{meant} "
-                f"The columns are {', '.join(map(repr, names))}."
-            )
+            columns = f"The columns are {', '.join(map(repr, names))}." if names else "They have no columns at all."
+            raise ConfigError(f"The prompt reads column {column!r}, which the rows do not have.{meant} {columns}")
     for output in task.schema.names:
         if output in names and not overwrite:
             raise ConfigError(

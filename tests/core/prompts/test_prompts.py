@@ -57,14 +57,17 @@ def test_braces_name_columns(template: str, columns: tuple[str, ...], text: str)
 
 
 @pytest.mark.parametrize(
-    "template", ["{a!r}", "{a:>3}", "{a.b}", "{a[0]}", "{}", "{ }", '{"label": "x"} {a}', "{a.__class__}"]
+    "template",
+    ["{a!r}", "{a:>3}", "{a:images}", "{a!r:>3}", "{a.b}", "{a[0]}", "{}", "{ }", '{"label": "x"}', "{a.__class__}"],
 )
 def test_braces_hold_names_only(template: str) -> None:
-    """Attributes, indices, conversions, formats and pasted JSON are refused, with both fixes."""
-    with pytest.raises(
-        ConfigError, match=r"where a column name was expected\. Double literal braces, \{\{ \}\}, or use"
-    ):
-        compiled(template)
+    """Attributes, indices, conversions, formats and pasted JSON are refused as they are written, with both fixes."""
+    with pytest.raises(ConfigError) as caught:
+        compiled(f"{template} {{a}}")
+    assert f"The prompt has {template} where a column name was expected, as in {{review}}, {{photo:image}}" in str(
+        caught.value
+    )
+    assert "Double literal braces, {{ }}, or use Prompt(..., syntax='jinja2')" in str(caught.value)
 
 
 @pytest.mark.parametrize("template", ["{a", "a}", "{a} {", "{a{b}}"])
