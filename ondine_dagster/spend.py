@@ -55,12 +55,14 @@ def spend_report(
         **asset_arguments: Everything else `@dg.asset` takes: a group, an automation condition, ...
 
     Raises:
-        ConfigError: An argument is out of range.
+        ConfigError: An argument is out of range, or the package of `frame` is not installed.
     """
     if days is not None and (isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= _MAX_DAYS):
         raise ConfigError(f"days={days!r} must be a whole number from 1 to {_MAX_DAYS:,}, or None for all days.")
     if frame not in get_args(Frame):
         raise ConfigError(f"frame={frame!r}; valid are 'pandas', 'polars' and 'pyarrow'.")
+    if find_spec(frame) is None:
+        raise ConfigError(f"frame={frame!r} needs the package {frame}: pip install {frame}, or name another frame.")
 
     def compute(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         llm = None if store else getattr(context.resources, resource_key)
