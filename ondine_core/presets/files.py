@@ -43,7 +43,9 @@ def load_presets(path: str | Path) -> Mapping[str, ModelSpec]:
         try:
             held = tuple(_keys(given))
         except RecursionError:
-            raise ConfigError(f"{where}: an alias (*name) refers to what contains it; write the value itself.") from None
+            raise ConfigError(
+                f"{where}: an alias (*name) refers to what contains it; write the value itself."
+            ) from None
         for field in held:
             raise ConfigError(
                 f"{where}: {field} holds a key, and keys do not belong in files. Remove it and set the provider's "

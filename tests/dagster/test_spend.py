@@ -200,7 +200,7 @@ def test_arguments_are_checked_when_the_definitions_load(arguments: Any, complai
 
 def test_missing_package_of_the_frame_is_an_error_when_the_definitions_load() -> None:
     """With the command that installs it."""
-    code = "import sys; sys.modules['polars'] = None; from ondine_dagster import spend_report; spend_report(frame='polars')"
+    code = "import sys; sys.modules['polars'] = None; import ondine_dagster as od; od.spend_report(frame='polars')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ConfigError: frame='polars' needs the package polars: pip install polars" in done.stderr
 
