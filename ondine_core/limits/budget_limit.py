@@ -50,7 +50,9 @@ class BudgetLimit:
         if self.period != "run" and not self.name:
             raise ConfigError(f"A budget with period={self.period!r} needs a name, by which others find it.")
         shares: Any = self.warn_at
-        if not isinstance(shares, list | tuple) or not all(isinstance(one, Real) and 0 < one <= 1 for one in shares):
+        if not isinstance(shares, list | tuple) or not all(
+            isinstance(one, Real) and 0 < float(one) <= 1 for one in shares
+        ):
             raise ConfigError(f"warn_at={self.warn_at!r} must be shares of the cap, more than 0 and at most 1.")
 
     def __str__(self) -> str:
