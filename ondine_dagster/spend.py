@@ -6,6 +6,7 @@ The ledger has every call, also of runs without a materialization: those that fa
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from importlib.util import find_spec
@@ -85,11 +86,8 @@ _Spent = Mapping[tuple[str, ...], Spending]
 
 
 def _read(path_or_url: str, since: date | None) -> _Spent:
-    database = connect(path_or_url, create=False)
-    try:
+    with closing(connect(path_or_url, create=False)) as database:
         spent = read_spending(database, "asset", "model", "day")
-    finally:
-        database.close()
     return {group: one for group, one in spent.items() if since is None or group[2] >= since.isoformat()}
 
 
@@ -132,18 +130,18 @@ def _table(spent: _Spent, frame: Frame) -> Any:
 
 
 def _metadata(spent: _Spent) -> dict[str, Any]:
-    all_of_it = list(spent.values())
-    priced = [one for one in all_of_it if one.known_usd is not None]
+    priced = [one for one in spent.values() if one.known_usd is not None]
+    total = sum(spent.values(), Spending())
     metadata: dict[str, Any] = {
         "dagster/row_count": len(spent),
-        "ondine/requests": sum(one.calls for one in all_of_it),
-        "ondine/requests_unknown": sum(one.unknown for one in all_of_it),
-        "ondine/requests_unpriced": sum(one.unpriced for one in all_of_it),
-        "ondine/input_tokens": sum(one.usage.input_tokens for one in all_of_it),
-        "ondine/output_tokens": sum(one.usage.output_tokens for one in all_of_it),
+        "ondine/requests": total.calls,
+        "ondine/requests_unknown": total.unknown,
+        "ondine/requests_unpriced": total.unpriced,
+        "ondine/input_tokens": total.usage.input_tokens,
+        "ondine/output_tokens": total.usage.output_tokens,
     }
-    calls = f"{metadata['ondine/requests']:,} calls"
-    if priced or not all_of_it:
+    calls = f"{total.calls:,} calls"
+    if priced or not spent:
         usd, is_bound = sum((one.usd for one in priced), Decimal(0)), any(one.at_most_calls for one in priced)
         metadata["ondine/cost_usd"] = float(usd)
         metadata["ondine/cost_is_upper_bound"] = is_bound

@@ -92,7 +92,8 @@ def adapt(size: AdaptiveSize, *, rows: int, unanswered: int, latency_s: float = 
     if lost or slow:
         if size.credit >= _GOOD_FOR_ONE_BAD:
             return replace(size, credit=size.credit - _GOOD_FOR_ONE_BAD)
-        return _shrink(size, rows // 2 if lost else max(rows // 2, int(rows * size.max_s / latency_s)))
+        fewer = rows // 2 if lost else max(rows // 2, int(rows * size.max_s / latency_s))
+        return AdaptiveSize(max(1, fewer), size.max_rows, size.ceiling, size.max_s, due=_PROBE_AFTER)
     if not good:
         return size
     size = replace(size, credit=min(size.credit + 1, _MAX_CREDIT))
@@ -110,10 +111,6 @@ def _learn_from_probe(size: AdaptiveSize, rows: int, latency_s: float, *, good: 
         return replace(known, due=0 if rows < ceiling else _PROBE_AFTER)
     probe_after = min(2 * size.probe_after, _MAX_PROBE_AFTER)
     return replace(size, ceiling=size.rows, probe=0, due=size.streak + probe_after, probe_after=probe_after)
-
-
-def _shrink(size: AdaptiveSize, rows: int) -> AdaptiveSize:
-    return AdaptiveSize(max(1, rows), size.max_rows, size.ceiling, size.max_s, due=_PROBE_AFTER)
 
 
 def _larger(size: AdaptiveSize) -> int:

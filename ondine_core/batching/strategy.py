@@ -33,10 +33,6 @@ from ondine_core.providers.wire_text import storable_text
 from ondine_core.types.values import Batch, Call, Item, Message
 
 
-def _item_text(item: Item, _task: Task) -> str:
-    return item.text
-
-
 @dataclass(frozen=True, slots=True)
 class BatchStrategy:
     """A way to put prompts into calls.
@@ -52,7 +48,7 @@ class BatchStrategy:
     name: str
     encode: Callable[[Batch, Task], Call] = field(repr=False)
     decode: Callable[[Batch, str, Task], Mapping[int, str] | None] = field(repr=False)
-    carried: Callable[[Item, Task], str] = field(default=_item_text, repr=False)
+    carried: Callable[[Item, Task], str] = field(default=lambda item, _task: item.text, repr=False)
 
 
 def encode(strategy: BatchStrategy, batch: Batch, task: Task) -> Call:

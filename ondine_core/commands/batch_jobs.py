@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from ondine_core.commands.terminal import (
     AddCommand,
-    command_adder,
+    add_command,
     printable,
     show_asset,
     show_instant,
@@ -47,7 +47,7 @@ def add_commands(add: AddCommand) -> None:
     """Add the command of this module, with its actions."""
     jobs = add("jobs", _list, "batch jobs of providers: list, show, cancel, adopt or forget them")
     _add_all(jobs, default=False)
-    add_action = command_adder(jobs.add_subparsers(metavar="ACTION"))
+    add_action = partial(add_command, jobs.add_subparsers(metavar="ACTION"))
     _add_all(add_action("list", _list, "jobs that are under way (default)"), default=argparse.SUPPRESS)
     show = add_action("show", _show, "the stored record of a job")
     _add_marker(show)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from ondine_core.errors import OndineError
 from ondine_core.store.database import Database
@@ -22,26 +22,19 @@ from ondine_core.types.values import Key
 
 Command: TypeAlias = Callable[[Database, argparse.Namespace], None]
 """Carries a command out on a store."""
+AddCommand: TypeAlias = Callable[[str, Command, str], argparse.ArgumentParser]
+"""`add_command` for the commands of a program."""
 
 _AGES_S = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-class AddCommand(Protocol):
-    """Adds a command to those that there are."""
-
-    def __call__(self, name: str, command: Command, what: str) -> argparse.ArgumentParser:
-        """Returns its parser, for its arguments; `what` says what it does."""
-
-
-def command_adder(commands: argparse._SubParsersAction[Any]) -> AddCommand:
-    """What adds a command to `commands`."""
-
-    def add(name: str, command: Command, what: str) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what.capitalize() + ".")
-        added.set_defaults(command=command)
-        return added
-
-    return add
+def add_command(
+    commands: argparse._SubParsersAction[Any], name: str, command: Command, what: str
+) -> argparse.ArgumentParser:
+    """Add a command to `commands`, and return its parser for its arguments; `what` says what it does."""
+    added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what.capitalize() + ".")
+    added.set_defaults(command=command)
+    return added
 
 
 def run_command(command: Callable[[], None]) -> int:

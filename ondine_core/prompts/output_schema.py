@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeAlias, get_args
 
 import orjson
@@ -116,16 +115,13 @@ def _free_text(name: str) -> OutputSchema:
         stripped = storable_text(text).strip()
         return {name: stripped} if stripped else Invalid("the reply is empty")
 
-    return OutputSchema(
-        (Column(name, {"type": "string"}),), None, b"text:" + name.encode(), parse, partial(_dump_text, name)
-    )
+    def dump(value: Any) -> str:
+        text = value.get(name) if isinstance(value, Mapping) else value
+        if not isinstance(text, str):
+            raise ConfigError(f"a text for column {name!r} was expected, not {type(text).__name__}.")
+        return text
 
-
-def _dump_text(name: str, value: Any) -> str:
-    text = value.get(name) if isinstance(value, Mapping) else value
-    if not isinstance(text, str):
-        raise ConfigError(f"a text for column {name!r} was expected, not {type(text).__name__}.")
-    return text
+    return OutputSchema((Column(name, {"type": "string"}),), None, b"text:" + name.encode(), parse, dump)
 
 
 def _regular_expression(pattern: re.Pattern[str]) -> OutputSchema:
@@ -247,7 +243,11 @@ class _Object:
         return values if storable(values) else Invalid("a number is out of range")
 
     def dump(self, value: Any) -> str:
-        given = value if isinstance(value, Mapping | BaseModel) else _as_mapping(self.names, value)
+        given: Any = value
+        if not isinstance(value, Mapping | BaseModel):
+            if len(self.names) != 1:
+                raise ConfigError(f"a mapping with {', '.join(map(repr, self.names))} was expected.")
+            given = {self.names[0]: value}
         unknown = [key for key in given if key not in self.known] if isinstance(given, Mapping) else []
         if unknown:
             raise ConfigError(f"{unknown[0]!r} is not an output column; those are {', '.join(map(repr, self.names))}.")
@@ -263,12 +263,6 @@ class _Object:
         if isinstance(found, Invalid):
             raise ConfigError(f"written as JSON it is not valid itself: {found.reason}.")
         return text
-
-
-def _as_mapping(names: Sequence[str], value: Any) -> Mapping[str, Any]:
-    if len(names) != 1:
-        raise ConfigError(f"a mapping with {', '.join(map(repr, names))} was expected.")
-    return {names[0]: value}
 
 
 def _reason(error: ValidationError, known: Collection[str]) -> str:

@@ -262,11 +262,9 @@ _LEAST_AFTER, _LEAST_FIXED = 128, 512
 """Tokens after the first column that are worth a word, and of all fixed text: no provider caches less."""
 
 
-def _estimate_tokens(text: str) -> int:
-    return -(-len(text) // 4)
-
-
-def explain_uncacheable(prompt: CompiledPrompt, count: Callable[[str], int] = _estimate_tokens) -> str | None:
+def explain_uncacheable(
+    prompt: CompiledPrompt, count: Callable[[str], int] = lambda text: -(-len(text) // 4)
+) -> str | None:
     """What of `prompt` no prompt cache can reuse since it comes after the first column; `None` if that is little.
 
     This is about one row a call; with several, instructions come first in any case.

@@ -11,11 +11,12 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from ondine_core.commands import batch_jobs, copies, failed_prompts, spending, upkeep
-from ondine_core.commands.terminal import command_adder, run_command, set_output
+from ondine_core.commands.terminal import add_command, run_command, set_output
 from ondine_core.errors import ConfigError
 from ondine_core.store.connect import connect, find_dagster_store
 
@@ -54,7 +55,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in (spending, failed_prompts, upkeep, batch_jobs, copies):
-        group.add_commands(command_adder(commands))
+        group.add_commands(partial(add_command, commands))
 
     arguments = list(arguments)
     if arguments and arguments[0] in commands.choices:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -21,6 +22,17 @@ _MARKS = str.maketrans(dict.fromkeys((_BEGIN, _END), "\ufffd"))
 
 class MediaError(ValueError):
     """A cell holds no image or document that can be sent; the message names nothing of its content."""
+
+
+@contextmanager
+def as_media_error(what: str) -> Iterator[None]:
+    """Report any error of a library that reads a file as a `MediaError`, since only its row fails."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise MediaError(f"{what} ({type(error).__name__})") from None
 
 
 @dataclass(frozen=True, slots=True)

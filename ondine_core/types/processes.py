@@ -48,7 +48,7 @@ def boot_time() -> float:
 def this_process() -> Process:
     """The process that asks."""
     _, started_at = _read_stat(os.getpid()) or ("", 0.0)
-    return Process(_host() if started_at else _UNKNOWN, os.getpid(), started_at, _machine())
+    return Process(_host() if started_at else _UNKNOWN, os.getpid(), started_at, _identify("time"))
 
 
 def has_ended(process: Process) -> bool:
@@ -65,17 +65,12 @@ def has_ended(process: Process) -> bool:
     return seen is not None and (seen[0] in "ZX" or seen[1] != process.started_at)
 
 
-@cache
 def _host() -> float:
     # The host name tells machines apart that were cloned with their boot id.
     return _identify("pid", socket.gethostname())
 
 
 @cache
-def _machine() -> float:
-    return _identify("time")
-
-
 def _identify(namespace: str, *more: str) -> float:
     """A number for this boot of this machine, this process's namespace of a kind, and `more`; 0 if not known."""
     try:

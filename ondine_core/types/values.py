@@ -237,11 +237,7 @@ OnMissing: TypeAlias = Literal["skip", "fail", "ask"]
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row that is not asked about, since a column that the prompt needs is null or blank.
-
-    Args:
-        column: The first such column.
-    """
+    """A row that is not asked about, since `column` (and maybe others) that the prompt needs is null or blank."""
 
     column: str
 

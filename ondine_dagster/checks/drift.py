@@ -84,21 +84,22 @@ class DriftCheck(Check):
 
     def evaluate(self, context: CheckContext) -> CheckOutcome:
         """Compare the distribution with that of an earlier materialization."""
-        before = _find_before(context.step, self.column)
+        earlier = _find_before(context.step, self.column)
         now = Counter(context.answered(self.column))
-        if before is None:
+        if earlier is None:
             return True, "There is no earlier materialization to compare with.", {}
         if not now:
             return True, "No row was answered.", {}
-        found = distance(before.counts, now)
+        name, before = earlier
+        found = distance(before, now)
         metadata = {
             "ondine/distance": round(found, 6),
-            "ondine/distance_by_chance": round(distance_by_chance(before.counts, now), 6),
-            "ondine/rows_before": sum(before.counts.values()),
+            "ondine/distance_by_chance": round(distance_by_chance(before, now), 6),
+            "ondine/rows_before": sum(before.values()),
             "ondine/rows_now": now.total(),
-            "ondine/shares": _share_table(before.counts, now),
+            "ondine/shares": _share_table(before, now),
         }
-        description = f"The distance from {before.name} is {found:.4g}, at most {self.max_distance:g} is allowed."
+        description = f"The distance from {name} is {found:.4g}, at most {self.max_distance:g} is allowed."
         return found <= self.max_distance, description, metadata
 
 
@@ -149,16 +150,8 @@ def _shares(one: Counts, other: Counts) -> dict[Json, tuple[float, float]]:
 # -- earlier runs --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Earlier:
-    """An earlier materialization: its counts of a column, and its partition or, without partitions, its run."""
-
-    counts: Counts
-    name: str
-
-
-def _find_before(context: dg.AssetExecutionContext, column: str) -> _Earlier | None:
-    """The materialization to compare the running one with, `None` if there is none with counts of `column`.
+def _find_before(context: dg.AssetExecutionContext, column: str) -> tuple[str, Counts] | None:
+    """The materialization to compare the running one with, by its partition or run, and its counts of `column`.
 
     Of an asset whose partitions are times it is that of the latest earlier partition; of any other, the one before of
     the same partition. A range of partitions counts as its first.
@@ -171,7 +164,7 @@ def _find_before(context: dg.AssetExecutionContext, column: str) -> _Earlier | N
             entry = made.metadata.get(DISTRIBUTION) if made else None
             pairs = entry.value.get(column) if isinstance(entry, dg.JsonMetadataValue) else None  # type: ignore[union-attr]
             if pairs:
-                return _Earlier(dict(pairs), record.partition_key or f"run {record.run_id[:8]}")
+                return record.partition_key or f"run {record.run_id[:8]}", dict(pairs)
     return None
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -73,7 +72,10 @@ class NullRateCheck(Check):
 
     def evaluate(self, context: CheckContext) -> CheckOutcome:
         """Compare the share of nulls in the column that has most."""
-        nulls = {name: _null_rate(list(context.answered(name))) for name in self.columns_of(context.task)}
+        nulls = {}
+        for name in self.columns_of(context.task):
+            missing = [value is None for value in context.answered(name)]
+            nulls[name] = sum(missing) / max(1, len(missing))
         worst = max(nulls, key=nulls.__getitem__)
         description = f"{nulls[worst]:.4g} of the answers in {worst!r} are null."
         rates = ((name, round(rate, 6)) for name, rate in nulls.items())
@@ -82,10 +84,6 @@ class NullRateCheck(Check):
             "ondine/nulls": table(rates, column="string", null_rate="float"),
         }
         return nulls[worst] <= self.max_rate, description, metadata
-
-
-def _null_rate(values: Sequence[Any]) -> float:
-    return sum(value is None for value in values) / len(values) if values else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

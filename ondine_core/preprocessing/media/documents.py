@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
-from ondine_core.types.media import MediaError
+from ondine_core.types.media import MediaError, as_media_error
 
 _MAX_PAGES = 5_000
 _MAX_TAIL = 1_024
@@ -39,7 +37,7 @@ def cut_pages(data: bytes, first: int, end: int | None) -> bytes:
     from pypdf import PdfWriter
 
     writer, written = PdfWriter(), BytesIO()
-    with _explained("its pages cannot be cut out"):
+    with as_media_error("its pages cannot be cut out"):
         for page in _open(data).pages[first:end]:
             writer.add_page(page)
         writer.write(written)
@@ -52,7 +50,7 @@ def read_text(data: bytes, first: int, end: int | None) -> str:
     Raises:
         MediaError: They have none, as scans have not.
     """
-    with _explained("its text cannot be read"):
+    with as_media_error("its text cannot be read"):
         texts = [page.extract_text().strip() for page in _open(data).pages[first:end]]
     text = "\n\n".join(filter(None, texts))
     if not text:
@@ -60,22 +58,12 @@ def read_text(data: bytes, first: int, end: int | None) -> str:
     return text
 
 
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    try:
-        yield
-    except MediaError:
-        raise
-    except Exception as error:  # noqa: BLE001  (a parser may raise any error; only this row fails)
-        raise MediaError(f"{what} ({type(error).__name__})") from None
-
-
 def _open(data: bytes) -> Any:
     from pypdf import PdfReader
 
     # It warns of every oddity in a file, with what stands there.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
-    with _explained("it is corrupt or broken off"):
+    with as_media_error("it is corrupt or broken off"):
         reader = PdfReader(BytesIO(data))
         is_encrypted = reader.is_encrypted
         _ = None if is_encrypted else len(reader.pages)

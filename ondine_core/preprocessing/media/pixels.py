@@ -8,14 +8,15 @@ from hashlib import blake2b
 from io import BytesIO
 from typing import Any
 
-from ondine_core.types.media import MediaError
+from ondine_core.types.media import as_media_error
 
 _QUALITY = 90
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _SIXTEEN_BITS = ("I", "I;16B", "I;16L", "I;16N")
 """Whole numbers that a conversion to RGB would cut off at 255."""
 _TRANSPARENT = ("PA", "RGBa", "La")
-_ORIENTATION, _UPRIGHT, _MAX_TURNS = 0x0112, 1, 8
+ORIENTATION, UPRIGHT, MAX_TURNS = 0x0112, 1, 8
+"""The tag of the metadata that says which way is up, and its least and greatest value."""
 _FORMATS = {"image/jpeg": "JPEG", "image/webp": "WEBP", "image/png": "PNG", "image/gif": "PNG"}
 
 
@@ -28,29 +29,23 @@ def is_pillow_image(value: Any) -> bool:
 def find_orientation(image: Any) -> int:
     """Which way is up in an image of Pillow's, by its metadata: 1 is upright, 5 and more lie on a side."""
     with suppress(Exception):  # a parser may raise any error; without metadata an image is upright
-        found = image.getexif().get(_ORIENTATION)
-        if found in range(_UPRIGHT, _MAX_TURNS + 1):
+        found = image.getexif().get(ORIENTATION)
+        if found in range(UPRIGHT, MAX_TURNS + 1):
             return int(found)
-    return _UPRIGHT
+    return UPRIGHT
 
 
 def digest_pixels(image: Any, digest_size: int) -> str:
     """A digest of the pixels and of which way is up, which is the same however an image was encoded."""
-    try:
-        return _digest_pixels(image, digest_size)
-    except Exception as error:  # noqa: BLE001  (a decoder may raise any error; only this row fails)
-        raise MediaError(f"it cannot be decoded ({type(error).__name__})") from None
-
-
-def _digest_pixels(image: Any, digest_size: int) -> str:
     digest = blake2b(f"{image.mode} {image.width}x{image.height}".encode(), digest_size=digest_size)
-    orientation = find_orientation(image)
-    if orientation != _UPRIGHT:
-        digest.update(f"orientation {orientation}".encode())
-    palette = image.getpalette() if image.mode == "P" else None
-    digest.update(bytes(palette or ()))
-    digest.update(repr(image.info.get("transparency")).encode())
-    digest.update(image.tobytes())
+    with as_media_error("it cannot be decoded"):
+        orientation = find_orientation(image)
+        if orientation != UPRIGHT:
+            digest.update(f"orientation {orientation}".encode())
+        palette = image.getpalette() if image.mode == "P" else None
+        digest.update(bytes(palette or ()))
+        digest.update(repr(image.info.get("transparency")).encode())
+        digest.update(image.tobytes())
     return digest.hexdigest()
 
 
@@ -59,7 +54,7 @@ def to_png(image: Any) -> bytes:
     from PIL import ImageOps
 
     written = BytesIO()
-    shown = image if find_orientation(image) == _UPRIGHT else ImageOps.exif_transpose(image)
+    shown = image if find_orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
     if shown.mode in _SIXTEEN_BITS:
         shown = shown.convert("I").convert("I;16")
     elif shown.mode not in _PNG_MODES:
@@ -80,17 +75,14 @@ def shrink_image(data: bytes, media_type: str, max_side_px: int) -> bytes:
     """An image in its format (a GIF as PNG) with at most `max_side_px` pixels on its longer side, upright."""
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(BytesIO(data)) as opened:
-            size = fit(opened.width, opened.height, max_side_px)
-            opened.draft("RGB", size)  # a JPEG is decoded no larger than needed
-            upright = ImageOps.exif_transpose(opened)
-            turned = size if (upright.width >= upright.height) == (size[0] >= size[1]) else size[::-1]
-            shown = upright.convert("RGBA") if upright.mode in ("P", "PA") else upright
-            written = BytesIO()
-            shown.resize(turned, Image.Resampling.LANCZOS).save(
-                written, _FORMATS[media_type], quality=_QUALITY, icc_profile=opened.info.get("icc_profile")
-            )
-    except Exception as error:  # noqa: BLE001  (a decoder may raise any error; only this row fails)
-        raise MediaError(f"it cannot be decoded ({type(error).__name__})") from None
+    written = BytesIO()
+    with as_media_error("it cannot be decoded"), Image.open(BytesIO(data)) as opened:
+        size = fit(opened.width, opened.height, max_side_px)
+        opened.draft("RGB", size)  # a JPEG is decoded no larger than needed
+        upright = ImageOps.exif_transpose(opened)
+        turned = size if (upright.width >= upright.height) == (size[0] >= size[1]) else size[::-1]
+        shown = upright.convert("RGBA") if upright.mode in ("P", "PA") else upright
+        shown.resize(turned, Image.Resampling.LANCZOS).save(
+            written, _FORMATS[media_type], quality=_QUALITY, icc_profile=opened.info.get("icc_profile")
+        )
     return written.getvalue()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from ondine_core.preprocessing.media.image_headers import Part, gif_parts, jpeg_parts, png_parts, webp_parts
+from ondine_core.preprocessing.media.pixels import MAX_TURNS, ORIENTATION, UPRIGHT
 
 
 def strip_metadata(data: bytes, media_type: str) -> bytes:
@@ -22,9 +23,6 @@ def strip_metadata(data: bytes, media_type: str) -> bytes:
 # -- orientation ---------------------------------------------------------------------------------------------------
 
 _EXIF = b"Exif\0\0"
-_ORIENTATION = 0x0112
-_UPRIGHT = 1
-_MAX_TURNS = 8
 
 
 def _find_orientation(tiff: bytes) -> int:
@@ -35,17 +33,17 @@ def _find_orientation(tiff: bytes) -> int:
         (count,) = struct.unpack_from(f"{order}H", tiff, offset)
         for number in range(count):
             tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, offset + 2 + 12 * number)
-            if tag == _ORIENTATION and _UPRIGHT < value <= _MAX_TURNS:
+            if tag == ORIENTATION and UPRIGHT < value <= MAX_TURNS:
                 return int(value)
-    return _UPRIGHT
+    return UPRIGHT
 
 
 def _only_orientation(tiff: bytes) -> bytes:
     """Metadata that say which way is up and nothing else; nothing for an upright image."""
     orientation = _find_orientation(tiff)
-    if orientation == _UPRIGHT:
+    if orientation == UPRIGHT:
         return b""
-    return struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, _ORIENTATION, 3, 1, orientation, 0, 0)
+    return struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, ORIENTATION, 3, 1, orientation, 0, 0)
 
 
 # -- formats -------------------------------------------------------------------------------------------------------
