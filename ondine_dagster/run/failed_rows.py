@@ -52,7 +52,8 @@ def define(
     failed = alone.replace_attributes(
         key=dg.AssetKey([*key.path[:-1], f"{key.path[-1]}_failed"]),
         description=f"The rows of {key.to_user_string()} that have no answer, and why.",
-        metadata={},
+        # Where and how an IO manager stores an asset may be in its metadata: `partition_expr`, `schema`.
+        metadata={name: value for name, value in spec.metadata.items() if not name.startswith(("dagster/", "ondine/"))},
         automation_condition=None,
         freshness_policy=None,
     )
