@@ -218,9 +218,6 @@ def _evaluate(
     """Request the runs that are due, and report the jobs in progress.
 
     A run that found no room for a job is repeated after `no_room_s` seconds.
-
-    Raises:
-        Failure: No run is due, and of some jobs it could not be found out.
     """
     requests: list[dg.RunRequest] = []
     notes: list[str] = []
@@ -351,11 +348,7 @@ async def _poll_all(
 async def _poll(
     store: Store, waiting: _Waiting, candidates: Sequence[LLMResource], connect: Callable[[LLMResource, str], JobApi]
 ) -> _Polled:
-    """Ask about the jobs of a run, each by the account that submitted it, as far as it is known.
-
-    Raises:
-        OndineError: A provider cannot be asked.
-    """
+    """Ask about the jobs of a run, each by the account that submitted it, as far as it is known."""
     read = partial(job_tables.read_jobs, jobs=waiting.jobs)
     by_api: dict[int, tuple[JobApi, list[bytes]]] = {}
     for record in await store.read(read):

@@ -241,11 +241,7 @@ def _adopt(database: Database, options: argparse.Namespace) -> None:
 
 
 async def _check_is(api: JobApi, record: JobRecord, job_id: str, requests: int) -> JobStatus:
-    """Return the provider's status of `job_id`, after checking that it is the job of `record` as far as that is known.
-
-    Raises:
-        ConfigError: It is another job.
-    """
+    """The provider's status of `job_id`, after checking that it is the job of `record` as far as that is known."""
     status = await api.get_status(job_id)
     if status.total and status.total != requests:
         raise ConfigError(
@@ -324,11 +320,7 @@ def _named(records: Sequence[JobRecord]) -> str:
 
 
 def _ask(record: JobRecord, options: argparse.Namespace, act: Callable[[JobApi], Awaitable[T]]) -> T:
-    """What `act` says of the provider's batch API with the model of a job.
-
-    Raises:
-        ConfigError: It cannot be connected to, or does not know the job.
-    """
+    """What `act` says of the provider's batch API with the model of a job."""
     spec = ModelSpec(record.model, _read_key(options.api_key_variable), options.base_url, tier="batch")
 
     async def main() -> T:

@@ -83,11 +83,7 @@ def keys_of_text(definition: Definition, text: str) -> list[Key]:
 
 
 def keys_of_row(definition: Definition, row: Mapping[str, Any]) -> list[Key]:
-    """The key of a row.
-
-    Raises:
-        ConfigError: It lacks a column, or cannot be prepared and rendered as it was then.
-    """
+    """The key of a row."""
     columns = definition.prompt.columns
     missing = [name for name in columns if name not in row]
     if missing:

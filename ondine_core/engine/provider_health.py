@@ -68,13 +68,7 @@ class ProviderHealth:
             self._refusals = _RefusalStreak()
 
     def note_refusal(self, error: RefusedError, rows: int, *, any_answer: bool) -> None:
-        """Stop the run when refusals repeat, but for those that a smaller batch or an earlier run explains.
-
-        Args:
-            error: The refusal.
-            rows: How many rows were refused with it.
-            any_answer: Whether any row of the run has an answer.
-        """
+        """Stop the run when refusals repeat, but for those that a smaller batch or an earlier run explains."""
         if error.fault == "size" and rows > 1:
             return
         if error.refused_before and any_answer:
@@ -125,10 +119,7 @@ class ProviderHealth:
     def find_wait_s(self, error: TransientError, keys: tuple[Key, ...], refused: int) -> float | None:
         """How long to wait until the same call is made again without counting as another attempt; `None` if it counts.
 
-        Args:
-            error: With which it failed.
-            keys: The prompts that it carries.
-            refused: How often it was refused in succession because of missing capacity.
+        It was `refused` so often in succession because of missing capacity.
         """
         if error.cause == "capacity":
             return self._capacity_wait_s(error, refused)
@@ -201,12 +192,7 @@ class _RefusalStreak:
     count: int = 0
 
     def add(self, error: RefusedError, *, any_answer: bool) -> FatalError | None:
-        """Note a refusal, and return why the run should end, if it should.
-
-        Args:
-            error: The refusal, of a request that cannot be made smaller or was not refused for its size.
-            any_answer: Whether any row of the run has an answer; without one no refusal is a single row's.
-        """
+        """Note a refusal, and return why the run should end, if it should; without `any_answer` none is about a row."""
         # Without what differs from call to call: amounts, times, and the names of requests.
         words = re.sub(r"[\w-]*\d[\w.-]*", "0", str(error))
         self.alike = self.alike + 1 if words == self.words else 1

@@ -139,11 +139,7 @@ class Lease:
         return self.clock.boot() >= self.valid_until
 
     async def renew(self) -> None:
-        """Renew the lease.
-
-        Raises:
-            StoreError: It was lost, or the store failed.
-        """
+        """Renew the lease."""
         state = _State(*await self.store.update(self.key, self._renewed))
         if state.token != self.token:
             raise StoreError(

@@ -93,11 +93,7 @@ _KNOWN = frozenset({*_CONSTRAINTS, *_SHAPES, "nullable", "description", "title",
 
 
 def as_object(output: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The JSON schema of an object that `output` is, or of one whose properties are the columns that it names.
-
-    Raises:
-        ConfigError: It is, or may be, the JSON schema of a value that has no columns.
-    """
+    """The JSON schema of an object that `output` is, or of one whose properties are the columns that it names."""
     of_words = all(key in _KNOWN or str(key).startswith("$") for key in output)
     properties = output.get("properties")
     if isinstance(properties, Mapping) and (

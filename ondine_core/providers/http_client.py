@@ -132,9 +132,6 @@ def proxy_for(url: str) -> str | None:
     """The proxy that the usual variables name for `url`; this machine itself is always reached directly.
 
     aiohttp would read `.netrc` as well, and refuse to send both its entry and a key.
-
-    Raises:
-        ConfigError: It is no HTTP proxy.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""

@@ -254,13 +254,7 @@ class Request(aiohttp.ClientRequest):
 
 
 class Target:
-    """Where whole requests are posted, with what headers and time-out.
-
-    Args:
-        url: The address.
-        headers: Those of every request.
-        limits: How long connecting, and a request in all, may take.
-    """
+    """Where whole requests are posted, with what headers and time-out."""
 
     def __init__(self, url: str, headers: Mapping[str, str], limits: aiohttp.ClientTimeout) -> None:
         self._url = url

@@ -50,13 +50,7 @@ _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What the failures of calls have to know of the server.
-
-    Args:
-        host: Name and port.
-        timeout_s: Seconds one call may take.
-        advice: Statuses after which no request succeeds, and what to do about each.
-    """
+    """What the failures of calls have to know of the server."""
 
     host: str
     timeout_s: float

@@ -102,10 +102,7 @@ class JobApi(Protocol):
     async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
         """Create a job and return the provider's id of it.
 
-        Args:
-            job: What it is to be.
-            about_to_create: Awaited right before the request that creates it, after all that is free of charge, such as
-                uploading the file.
+        `about_to_create` is awaited right before the request that creates it, after all that is free of charge.
         """
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:

@@ -28,7 +28,7 @@ _PAGE_TEXT = 4_000
 """Tokens of the text of a page: by Anthropic's account up to 3,000."""
 
 Rule: TypeAlias = Callable[[int, int, bool], int]
-"""Width, height, and whether a low resolution is asked for, to tokens."""
+"""Width, height, and whether a low resolution is asked for (in a request field of OpenAI's), to tokens."""
 
 
 # -- OpenAI --------------------------------------------------------------------------------------------------------
@@ -47,8 +47,7 @@ def _tiles(base: int, tile: int, width: int, height: int, is_low: bool) -> int:
     return base + tile * max(counts)
 
 
-def _patches(percent: int, max_patches: int | None, width: int, height: int, is_low: bool) -> int:
-    del is_low  # it takes no more
+def _patches(percent: int, max_patches: int | None, width: int, height: int, _is_low: bool) -> int:
     patches = ceil(width / _PATCH_PX) * ceil(height / _PATCH_PX)
     return ceil((patches if max_patches is None else min(patches, max_patches)) * percent / 100)
 
@@ -56,16 +55,14 @@ def _patches(percent: int, max_patches: int | None, width: int, height: int, is_
 # -- Anthropic, Google, and others ---------------------------------------------------------------------------------
 
 
-def _claude(max_tokens: int, width: int, height: int, is_low: bool) -> int:
-    del is_low  # there is no such choice
+def _claude(max_tokens: int, width: int, height: int, _is_low: bool) -> int:
     return min(max_tokens, max(ceil(width / 28) * ceil(height / 28), ceil(width * height / 750)))
 
 
 _GEMINI_TILE, _GEMINI_3_IMAGE, _SMALL_PX = 258, 1_120, 384
 
 
-def _gemini(width: int, height: int, is_low: bool) -> int:
-    del is_low  # those models take it as another parameter
+def _gemini(width: int, height: int, _is_low: bool) -> int:
     unit = max(1, int(min(width, height) / 1.5))
     by_unit = ceil(width / unit) * ceil(height / unit)
     by_size = ceil(width / _SHORT_PX) * ceil(height / _SHORT_PX)
@@ -73,9 +70,8 @@ def _gemini(width: int, height: int, is_low: bool) -> int:
     return max(_GEMINI_3_IMAGE, _GEMINI_TILE * tiles)
 
 
-def _others(width: int, height: int, is_low: bool) -> int:
+def _others(width: int, height: int, _is_low: bool) -> int:
     """Patches of 14 pixels, a mark for each line, and what models take that cut every image into tiles of their own."""
-    del is_low
     lines = ceil(height / 14)
     return min(_MAX_PATCHES_ELSEWHERE, max(5_120, ceil(width / 14) * lines + lines))
 

@@ -212,7 +212,8 @@ def _searches(spec: ModelSpec, params: Mapping[str, Json]) -> Iterator[str]:
     for name in _SEARCHES:
         if params.get(name):
             yield f"{name!r} lets it search the web, and each search costs"
-    for tool in _listed(params.get("tools")):
+    tools = params.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
         if isinstance(tool, Mapping) and _PAID_TOOL.search(" ".join((*tool, str(tool.get("type"))))):
             yield "'tools' names one that the provider runs, and each use costs"
     if spec.model.endswith(":online"):
@@ -307,10 +308,6 @@ def _search_fee(model: str, entry: Mapping[str, Any], params: Mapping[str, Json]
     return max(
         map(_usd, [fees[f"search_context_size_{size}"]] if f"search_context_size_{size}" in fees else fees.values())
     )
-
-
-def _listed(value: Json) -> list[Json]:
-    return value if isinstance(value, list) else []
 
 
 def _price(entry: Mapping[str, Any]) -> Price:

@@ -93,11 +93,7 @@ class Store:
         await self.change(partial(claims.leave, runs=runs))
 
     async def send(self, sent: CallStarted) -> frozenset[Key] | None:
-        """Note that a call leaves; returns once the note would survive a kill of the process.
-
-        Returns:
-            The prompts for which the call must not leave, see `AnswerStore.send`.
-        """
+        """Note that a call leaves; returns once the note would survive a kill. See `AnswerStore.send`."""
         taken: frozenset[Key] | None = await self._request(to_sent_row(sent))
         return taken
 
@@ -128,12 +124,7 @@ class Store:
         return found
 
     async def change(self, work: Callable[[Database], T], names: Sequence[str] = ()) -> T:
-        """The result of `work`, within a transaction; durable like `send`.
-
-        Args:
-            work: Changes rows, and must not raise; called again if the connection breaks before they are kept.
-            names: The names of the numbers that it changes.
-        """
+        """The result of `work`, a `Change`, within a transaction; durable like `send`."""
         changed: T = await self._request(Change(work, tuple(names)))
         return changed
 

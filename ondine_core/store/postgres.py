@@ -73,10 +73,6 @@ class PostgresDatabase:
         url: As in `postgresql://user:password@host:5432/database`, or `host=... password=...`.
         wait_timeout_s: How long to wait for a server that is gone, or for the lock of another process. A statement that
             the server does not answer in four times as long is taken for a broken connection.
-
-    Raises:
-        ConfigError: The URL cannot be read, or the driver is not installed.
-        StoreError: The server cannot be reached or refuses.
     """
 
     def __init__(self, url: str, *, wait_timeout_s: float) -> None:

@@ -152,11 +152,7 @@ def to_settled_rows(settled: CallFinished) -> SettledRows:
 
 
 def to_answer(row: Row) -> tuple[Key, Answer]:
-    """The answer in a row of `answers`.
-
-    Raises:
-        DamagedRowError: Something else than a store wrote it, or it was cut.
-    """
+    """The answer in a row of `answers`."""
     key, values, model, attempts, batch_size, cost, request_id, answered_at = row
     _check_types(row, _ANSWER_TYPES)
     try:

@@ -40,9 +40,6 @@ class SqliteDatabase:
         durability: `"process"` survives kill -9, and a power cut but for the last second; `"power"` survives both.
         wait_timeout_s: How long to wait for the lock of another process.
         create: Whether to make the file if there is none.
-
-    Raises:
-        StoreError: The file cannot be created or opened, or is not a database.
     """
 
     def __init__(self, path: str | Path, *, durability: Durability, wait_timeout_s: float, create: bool) -> None:

@@ -61,11 +61,7 @@ def with_sorted_sets(value: Any) -> Any:
 
 
 def ensure_deterministic(value: Any) -> Any:
-    """`value` if it writes itself alike in every process, rather than with its address in memory.
-
-    Raises:
-        NoTextError: It does not, so that its row would be paid again by every run.
-    """
+    """`value` if it writes itself alike in every process, rather than with its address in memory."""
     if isinstance(value, dict | list | tuple):
         for child in value.values() if isinstance(value, dict) else value:
             ensure_deterministic(child)

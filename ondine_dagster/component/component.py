@@ -122,11 +122,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
-        """As in Dagster; validation errors are raised here, where the lines of the file are known.
-
-        Raises:
-            ConfigError: The attributes do not fit; with file, line and attribute.
-        """
+        """As in Dagster; validation errors are raised here, where the lines of the file are known."""
         try:
             for name, field in cls.model_fields.items():
                 if not any(isinstance(one, dg.Resolver) for one in field.metadata):

@@ -22,11 +22,7 @@ from ondine_core.types.job_record import JobRecord
 
 
 async def read_orphans(run: RunContext) -> None:
-    """Read those jobs of the asset that have ended and for which neither this run nor another one waits.
-
-    Raises:
-        StoreError: Their results cannot be kept.
-    """
+    """Read those jobs of the asset that have ended and for which neither this run nor another one waits."""
     store = run.runtime.store
     if not isinstance(store, Store) or run.runtime.connect_jobs is None:
         return

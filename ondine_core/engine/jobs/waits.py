@@ -55,11 +55,7 @@ async def end_wait(store: AnswerStore, origin: Origin, *, unless_jobs: bool = Fa
 
 
 def check_store(store: AnswerStore) -> Store:
-    """`store` if it can keep jobs.
-
-    Raises:
-        ConfigError: It cannot, or not for longer than this process.
-    """
+    """`store` if it can keep jobs."""
     if not isinstance(store, Store) or store.location == ":memory:":
         raise ConfigError(
             "tier='batch' needs a store that outlives the process, since a job may be read by another one: set store "

@@ -66,11 +66,7 @@ class Truncation:
 
 
 def truncate(max_tokens: int, *, model: str = "openai/gpt-4o-mini", mark: str = " […]") -> Truncation:
-    """A step of cleaning that cuts a text to `max_tokens` at the end of a sentence, or of a word where that is too far.
-
-    Raises:
-        ConfigError: There is no room for anything.
-    """
+    """A step that cuts a text to `max_tokens` at the end of a sentence, or of a word where that is too far."""
     return Truncation(max_tokens, model, mark)
 
 

@@ -79,12 +79,9 @@ async def fetch(
     is_allowed: IsAllowed,
     resolve: Resolve = socket.getaddrinfo,
 ) -> dict[str, Path | MediaError]:
-    """Fetch addresses into files, some at a time.
+    """Fetch addresses into files, some at a time; returns for each its file, or why there is none.
 
     `is_allowed` says whether an IP address may be connected to; `resolve` looks host names up, and may block.
-
-    Returns:
-        For each address its file, or why there is none.
     """
     import aiohttp
 

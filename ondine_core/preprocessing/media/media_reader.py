@@ -75,11 +75,7 @@ class Gallery:
 
 
 class MediaReader:
-    """Reads the cells of one prompt; any thread may use it.
-
-    Raises:
-        ConfigError: An option, or documents, need a library that is not installed.
-    """
+    """Reads the cells of one prompt; any thread may use it."""
 
     def __init__(self, options: MediaOptions, kinds: frozenset[MediaKind]) -> None:
         self.options = options

@@ -75,11 +75,7 @@ Sanitize: TypeAlias = Sanitizer | Mode | Mapping[str, Any]
 
 
 def find_sanitizer(given: Sanitize | None) -> Sanitizer | None:
-    """The sanitizer that a user means.
-
-    Raises:
-        ConfigError: It is none, or one of its arguments is not valid.
-    """
+    """The sanitizer that a user means."""
     match given:
         case None | Sanitizer():
             return given
@@ -103,11 +99,7 @@ _STALLED_S = 0.05
 
 
 def _user_rule(name: str, pattern: str) -> Rule:
-    """A rule called `name`, in capitals, for what `pattern` matches (only its group `value`, if it has one).
-
-    Raises:
-        ConfigError: The name or the pattern is not valid, the pattern matches nothing at all, or it takes too long.
-    """
+    """A rule called `name`, in capitals, for what `pattern` matches (only its group `value`, if it has one)."""
     given, name = name, name.upper() if isinstance(name, str) else ""
     if not _NAME.fullmatch(name) or name in {rule.name for rule in RULES}:
         raise ConfigError(

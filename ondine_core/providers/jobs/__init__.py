@@ -19,11 +19,7 @@ __all__ = ["connect_jobs"]
 
 
 def connect_jobs(spec: ModelSpec) -> JobApi:
-    """The batch API for the model that `spec` names.
-
-    Raises:
-        ConfigError: The provider has none, its key or address is missing, or a parameter or setting is wrong.
-    """
+    """The batch API for the model that `spec` names."""
     provider, _, name = spec.model.partition("/")
     if provider not in _DIALECTS or not name:
         raise ConfigError(

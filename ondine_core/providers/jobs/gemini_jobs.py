@@ -211,11 +211,7 @@ def _fixed_config(spec: ModelSpec, name: str) -> dict[str, Json]:
 
 
 def _native_reply(data: Mapping[str, Any]) -> Reply:
-    """The reply in a response of Gemini's own, read as a chat completion that says the same.
-
-    Raises:
-        RefusedError: The model or a filter declined.
-    """
+    """The reply in a response of Gemini's own, read as a chat completion that says the same."""
     blocked = (data.get("promptFeedback") or {}).get("blockReason")
     candidate = {} if blocked else data["candidates"][0]
     parts = (candidate.get("content") or {}).get("parts") or ()

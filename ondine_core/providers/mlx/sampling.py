@@ -17,14 +17,11 @@ Sampler: TypeAlias = Callable[[Any], Any]
 
 
 def make_sampler(options: Options, vocabulary: int) -> Sampler:
-    """What picks the tokens of one text among `vocabulary` of them."""
+    """What picks the tokens of one text among `vocabulary` of them.
+
+    Without a seed it is one object for equal options: mlx-lm then picks for all texts of a batch at once.
+    """
     return _shared_sampler(options, vocabulary) if options.params.seed is None else _sampler(options, vocabulary)
-
-
-@lru_cache(maxsize=64)
-def _shared_sampler(options: Options, vocabulary: int) -> Sampler:
-    """One object for equal options: mlx-lm then picks for all texts of a batch at once."""
-    return _sampler(options, vocabulary)
 
 
 def _sampler(options: Options, vocabulary: int) -> Sampler:
@@ -51,3 +48,6 @@ def _sampler(options: Options, vocabulary: int) -> Sampler:
         return mx.random.categorical(logprobs / options.temperature, key=now)
 
     return pick
+
+
+_shared_sampler = lru_cache(maxsize=64)(_sampler)

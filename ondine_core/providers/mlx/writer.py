@@ -59,11 +59,7 @@ class _Draft:
 
 
 class Writer:
-    """A loaded model; a repository is downloaded unless it is on this machine.
-
-    Raises:
-        FatalError: mlx-lm cannot batch models of this kind.
-    """
+    """A loaded model; a repository is downloaded unless it is on this machine."""
 
     def __init__(self, weights: Weights) -> None:
         folder, no_code = str(_fetch(weights)), {"trust_remote_code": False}
