@@ -8,9 +8,10 @@ Nearly everything is freed without a search, as before.
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ondine_core.types.forking import make_lock
 
 _CONTAINERS = 20_000
 """Some 256 calls in flight come and go with fewer; they take two megabytes."""
@@ -19,7 +20,7 @@ _CONTAINERS = 20_000
 class _Runs:
     """How many runs want it so, and what held before the first of them."""
 
-    lock = threading.Lock()
+    lock = make_lock()
     count = 0
     before = (0, 0, 0)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
+
+from ondine_core.types.forking import make_event_loop
 
 T = TypeVar("T")
 
@@ -38,8 +41,8 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
 
     def thread() -> None:
         try:
-            with asyncio.Runner() as runner:
-                result.set_result(runner.run(cancellable()))
+            with asyncio.Runner(loop_factory=make_event_loop) as runner:
+                result.set_result(_run_or_end_fork(runner, cancellable()))
         except BaseException as error:  # noqa: BLE001  (it is raised in the waiting thread)
             result.set_exception(error)
 
@@ -63,3 +66,15 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
     finally:
         # Also after the result: a process that forks next must not copy a thread that is still closing its loop.
         worker.join(_CLEAN_UP_S)
+
+
+def _run_or_end_fork(runner: asyncio.Runner, main: Coroutine[Any, Any, T]) -> T:
+    """The result of `main`; a process that a function of the user's forked, and that leaves that function, ends."""
+    process = os.getpid()
+    try:
+        return runner.run(main)
+    except BaseException as error:
+        if os.getpid() != process:
+            code = error.code if isinstance(error, SystemExit) else 1
+            os._exit(code if isinstance(code, int) else int(code is not None))
+        raise

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 
 from ondine_core.providers.model_data import ENCODINGS
+from ondine_core.types.forking import make_lock
 
 
 def counter(model: str, *, cautious: bool = True) -> Callable[[str], int]:
@@ -141,7 +141,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 _ENCODINGS = (_O200K, _CL100K)
 _FOLDER_VARIABLE = "TIKTOKEN_CACHE_DIR"
-_loading = threading.Lock()  # guards the variable above, which tiktoken reads while it loads
+_loading = make_lock()  # guards the variable above, which tiktoken reads while it loads
 
 
 @cache

@@ -19,6 +19,7 @@ from ondine_core.errors import StoreError
 from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Durability, Row
 from ondine_core.store.dialects import to_sqlite
 from ondine_core.store.sqlite_files import LogSync, identify, make_new_file, make_private, prepare, resolve, store_files
+from ondine_core.types.forking import close_in_forks, make_lock
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ class SqliteDatabase:
         self._log_sync: LogSync | None = None
         self._saved: Path | None = None
         self._lost = ""
+        self._in_use = make_lock()  # SQLite has locks of its own, which a fork would copy
         with self._explained():
             if self.location != ":memory:":
                 self._file = resolve(path)
@@ -61,8 +63,14 @@ class SqliteDatabase:
                 prepare(self._file, create=create)
             # The store opens it on one thread and uses it on another, never at once.
             self._connection = sqlite3.connect(
-                self._file or ":memory:", timeout=wait_timeout_s, isolation_level=None, check_same_thread=False
+                self._file or ":memory:",
+                timeout=wait_timeout_s,
+                isolation_level=None,
+                check_same_thread=False,
+                factory=_Connection,
             )
+            # With it, a forked process takes locks for its own that its parent holds.
+            close_in_forks(self._connection)
         try:
             with self._explained():
                 # A database of something else, which `migrate` refuses, stays as it is.
@@ -292,11 +300,16 @@ class SqliteDatabase:
     @contextmanager
     def _explained(self, what: str = "") -> Iterator[None]:
         try:
-            yield
+            with self._in_use:
+                yield
         except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
             advice = _advise(error, self._wait_timeout_s)
             what = what or f"The answer store {self.location!r}"
             raise StoreError(f"{what} failed: {error}. {advice}") from error
+
+
+class _Connection(sqlite3.Connection):
+    """A connection to which there can be weak references."""
 
 
 _ADVICE = {

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ondine_core.errors import StoreError
+from ondine_core.types.forking import make_lock
 
 if sys.platform == "darwin":
     import fcntl
@@ -24,7 +25,7 @@ if sys.platform == "darwin":
 _SYNC_EVERY_S = 1.0
 _MISSING = "There is no answer store at {!r}; name one that exists."
 _PRIVATE = 0o600
-_MAKING = threading.Lock()
+_MAKING = make_lock()
 """Closing any descriptor of a database releases the locks that this process has on it, so no other thread may open the
 database while it is being made; and a database that exists is never opened here."""
 

@@ -1,0 +1,70 @@
+"""What a fork of the process must not copy in the middle of its use: locks, event loops, connections to SQLite.
+
+Functions of the user's, and libraries that they call, may fork while the threads of a run are at work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import threading
+from typing import Any, Protocol
+from weakref import WeakSet
+
+
+class Closable(Protocol):
+    """What can be closed."""
+
+    def close(self) -> Any:
+        """Close it."""
+
+
+_locks: WeakSet[Any] = WeakSet()
+_not_inherited: WeakSet[Any] = WeakSet()
+_held: list[Any] = []
+_forking = threading.RLock()
+
+
+def make_lock() -> Any:
+    """A lock for which a fork waits: in the new process its owner would not exist, and never release it."""
+    lock = threading.RLock()
+    _locks.add(lock)
+    return lock
+
+
+def close_in_forks(opened: Closable) -> None:
+    """Have `opened` closed in a process that is forked from this one, at once; its descriptor here stays open."""
+    _not_inherited.add(opened)
+
+
+def make_event_loop() -> asyncio.AbstractEventLoop:
+    """An event loop that ends in a forked process, which would take connections out of the selector that both share."""
+    if not hasattr(os, "fork"):
+        return asyncio.new_event_loop()
+    selector = selectors.DefaultSelector()
+    close_in_forks(selector)
+    return asyncio.SelectorEventLoop(selector)
+
+
+def _before() -> None:
+    _forking.acquire()
+    for lock in list(_locks):
+        lock.acquire()
+        _held.append(lock)
+
+
+def _after() -> None:
+    while _held:
+        _held.pop().release()
+    _forking.release()
+
+
+def _after_in_child() -> None:
+    for opened in list(_not_inherited):
+        opened.close()
+    _after()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after_in_child)
