@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from ondine_core.batching.calibration import CalibrationResult
 from ondine_core.engine.outcomes import Outcomes
@@ -18,6 +18,8 @@ from ondine_core.preprocessing.preprocess import PreprocessStats
 from ondine_core.types.ledger import Audit
 from ondine_core.types.progress import Progress, Spend
 from ondine_core.types.values import Answer, Json
+
+Frame = TypeVar("Frame")
 
 _ROWS_SHOWN = 5
 _MAX_SHOWN = 100
@@ -91,7 +93,7 @@ class Report:
             "time": f"{progress.elapsed_s:,.1f} s, {progress.pace}",
         }
 
-    def to_frame(self, table: Any, *, error_column: str | None = "error", overwrite: bool | None = None) -> Any:
+    def to_frame(self, table: Frame, *, error_column: str | None = "error", overwrite: bool | None = None) -> Frame:
         """`table` with the output columns, as a new frame of the same kind.
 
         Args:
@@ -105,8 +107,9 @@ class Report:
         """
         import narwhals as nw
 
+        native: Any = table
         try:
-            frame = nw.from_native(table, eager_only=True)
+            frame = nw.from_native(native, eager_only=True)
         except TypeError:
             raise ConfigError(
                 f"A {type(table).__name__} is not a pandas, polars or pyarrow frame; report.values() has the output "
@@ -125,7 +128,8 @@ class Report:
         series = [new_column(frame, name, values.pop(name), self.json_schemas[name]) for name in self.columns]
         if error_column is not None:
             series.append(new_column(frame, error_column, self.errors(), {"type": "string"}))
-        return frame.with_columns(*series).to_native()
+        enriched: Frame = frame.with_columns(*series).to_native()
+        return enriched
 
     def merge_rest(self, indices: Sequence[int], rest: Report) -> Report:
         """The whole, when `rest` is about the rows at `indices`, which this one left unanswered."""

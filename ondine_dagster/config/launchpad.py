@@ -7,13 +7,13 @@ configured run.
 # No `from __future__ import annotations` here: Dagster reads the annotations of config classes.
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
 from ondine_core.engine.options import Options
 from ondine_core.errors import ConfigError
-from ondine_core.types.values import ModelSpec
+from ondine_core.types.values import ModelSpec, PromptCache, Tier
 from ondine_dagster.config.answer_by import check_answer_by
 from ondine_dagster.config.strict import StrictConfig
 from ondine_dagster.config.variables import Count, Positive
@@ -43,6 +43,14 @@ class PromptCacheName(StrEnum):
     hour = "1h"
 
 
+if TYPE_CHECKING:  # Dagster knows only enums; code gives their values, as in LLMAssetConfig(sample="random")
+    SampleChoice: TypeAlias = Sample | Literal["first", "random"]
+    TierChoice: TypeAlias = TierName | Tier
+    PromptCacheChoice: TypeAlias = PromptCacheName | PromptCache
+else:
+    SampleChoice, TierChoice, PromptCacheChoice = Sample, TierName, PromptCacheName
+
+
 class LLMAssetConfig(StrictConfig):
     """Run config of an `llm_asset`. An asset function may take a subclass of it as `config`, with fields of its own."""
 
@@ -51,7 +59,7 @@ class LLMAssetConfig(StrictConfig):
         description="Trial: ask about this many rows and show them in an observation. Nothing is materialized and no "
         "check runs; the answers are kept for the real run.",
     )
-    sample: Sample = Field(
+    sample: SampleChoice = Field(
         default=Sample.first,
         description="Which rows a trial with max_rows asks about: 'first', or 'random' with a fixed seed, so that a "
         "repeated trial reuses its answers.",
@@ -84,7 +92,7 @@ class LLMAssetConfig(StrictConfig):
         description="Another model than the resource's, as in 'openai/gpt-4o'; of another provider's, the key comes "
         "from its usual environment variable.",
     )
-    tier: TierName | None = Field(
+    tier: TierChoice | None = Field(
         default=None,
         description="The provider's price class for this run, instead of the asset's own: 'standard', 'flex' (cheaper, "
         "waits for capacity), 'priority' (more expensive) or 'batch' (cheaper, answered within a day). It asks nothing "
@@ -96,7 +104,7 @@ class LLMAssetConfig(StrictConfig):
         "day, as in '06:00' (UTC) or '06:00 Europe/Berlin', or seconds after the start of the first run, as in '7200'; "
         "'0' ends the wait for jobs now. What they do not answer is asked at once at the standard tier, at its price.",
     )
-    prompt_cache: PromptCacheName | None = Field(
+    prompt_cache: PromptCacheChoice | None = Field(
         default=None,
         description="Whether the provider caches the fixed part of prompts in this run, instead of the asset's own: "
         "'auto', 'off', or 'hour' for an hour where there is a choice. It asks nothing again.",
@@ -129,9 +137,9 @@ def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, open
         spec = another_model(spec, config.model)
         options = replace(options, price=None)
     if config.tier is not None:
-        spec = replace(spec, tier=config.tier.value)
+        spec = replace(spec, tier=TierName(config.tier).value)
     if config.prompt_cache is not None:
-        spec = replace(spec, prompt_cache=config.prompt_cache.value)
+        spec = replace(spec, prompt_cache=PromptCacheName(config.prompt_cache).value)
     return spec, options
 
 

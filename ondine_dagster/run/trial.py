@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ondine_core.types.values import Call
-from ondine_dagster.config.launchpad import Sample
+from ondine_dagster.config.launchpad import Sample, SampleChoice
 from ondine_dagster.frames import AskedRows, join
 from ondine_dagster.reporting.messages import shown_messages
 from ondine_dagster.reporting.metadata import reasons_metadata, run_metadata
@@ -23,9 +23,9 @@ _SEED = 0
 """Always the same, so that a repeated trial asks about the same rows, and a larger one about these and others."""
 
 
-def choose_rows(frame: nw.DataFrame[Any], max_rows: int, sample: Sample) -> nw.DataFrame[Any]:
+def choose_rows(frame: nw.DataFrame[Any], max_rows: int, sample: SampleChoice) -> nw.DataFrame[Any]:
     """At most `max_rows` rows of `frame` in their order: the first, or a random sample that is always the same."""
-    if sample is Sample.first or max_rows >= len(frame):
+    if sample == Sample.first or max_rows >= len(frame):
         return frame.head(max_rows)
     shuffled = list(range(len(frame)))
     random.Random(_SEED).shuffle(shuffled)  # noqa: S311  (no secret)

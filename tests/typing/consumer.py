@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import assert_type
 
 import dagster as dg
+import polars as pl
 from pydantic import BaseModel
 
 from ondine_core import (
@@ -65,7 +66,7 @@ llm = LLMResource(model="openai/gpt-4o-mini", budgets=[SharedBudget(name="all", 
 assert_type(llm.spec(), ModelSpec)
 assert_type(LLMResource.from_spec(preset("gpt-4o-mini"), requests_per_minute=500), LLMResource)
 definitions = dg.Definitions(assets=[labels], resources={"llm": llm})
-run_config = dg.RunConfig(ops={"labels": LLMAssetConfig(max_rows=10)})
+run_config = dg.RunConfig(ops={"labels": LLMAssetConfig(max_rows=10, sample="random", tier="flex", prompt_cache="1h")})
 
 llm_asset("Label {text}", output=Label)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 llm_asset(prompt="Label {text}")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -107,6 +108,7 @@ options = Options(
 )
 report = enrich_sync(ROWS, prompt="Label {text}", output=Label, model=model, options=options)
 assert_type(report, Report)
+assert_type(report.to_frame(pl.DataFrame({"text": ["a"]})), pl.DataFrame)
 for outcome in report.outcomes:
     assert_type(outcome, Answer | Failure | Skipped)
 
