@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from ondine_core.errors import ConfigError
@@ -60,9 +59,9 @@ def compile_braces(source: str) -> Template:
         )
     hoisted = "".join(part if isinstance(part, str) else f"{{{part[0]}}}" for part in parts)
     lead, rest = split_fixed([part if isinstance(part, str) else None for part in parts])
-    render = partial(_render, tuple(parts), write_beside_media if kinds else write_cell)
+    write = write_beside_media if kinds else write_cell
+
+    def render(row: Mapping[str, Any]) -> str:
+        return "".join([part if isinstance(part, str) else write(row[part[0]]) for part in parts])
+
     return Template(columns, render, hoisted, columns, lead, rest, kinds)
-
-
-def _render(parts: tuple[str | tuple[str], ...], write: Callable[[Any], str], row: Mapping[str, Any]) -> str:
-    return "".join([part if isinstance(part, str) else write(row[part[0]]) for part in parts])

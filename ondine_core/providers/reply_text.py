@@ -50,7 +50,8 @@ def strip_reasoning(text: str, asked: str = "") -> str | None:
     if text.lstrip().startswith("{"):  # as no mark does
         return text
     if _CHANNELS.match(text):
-        return _final_message(text)
+        finals = list(_FINAL.finditer(text))
+        return _END_OF_MESSAGE.sub("", text[finals[-1].end() :]) if finals else None
     bare = _BARE_CHANNELS.match(text)
     if bare:
         return text[bare.end() :]
@@ -73,11 +74,6 @@ def _find_opening(text: str) -> tuple[re.Match[str], re.Pattern[str]] | None:
         if found:
             return found, closing
     return None
-
-
-def _final_message(text: str) -> str | None:
-    finals = list(_FINAL.finditer(text))
-    return _END_OF_MESSAGE.sub("", text[finals[-1].end() :]) if finals else None
 
 
 def _strip_unopened(text: str, asked: str) -> str | None:

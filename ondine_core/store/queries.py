@@ -282,7 +282,9 @@ def prune(
         if dated.table == "ledger" and before is None:
             continue
         limit = day_of(instant) if dated.column == "day" else instant
-        for rows in _old_rows(database, dated, limit, asset):
+        and_asset, own = _and_asset(asset, dated.of_asset)
+        old = f"SELECT {list_columns(dated.key)} FROM ondine.{dated.table} WHERE {dated.column} < ?{and_asset}"  # noqa: S608
+        for rows in _read_in_pages(database, old, [limit, *own], dated.key, _KEYS_A_PAGE):
             removed[dated.table] += len(rows)
             if not dry_run:
                 began = time.monotonic()
@@ -297,13 +299,6 @@ def prune(
         # Announced by a process of another machine that was killed; a batch job leaves when it is closed.
         database.write(lambda: database.run(_FORGET_RUNS, [instant]))
     return removed
-
-
-def _old_rows(database: Database, dated: _PrunedTable, limit: float | str, asset: str | None) -> Iterator[list[Row]]:
-    """The primary keys of old rows in their order, some at a time."""
-    and_asset, own = _and_asset(asset, dated.of_asset)
-    sql = f"SELECT {list_columns(dated.key)} FROM ondine.{dated.table} WHERE {dated.column} < ?{and_asset}"  # noqa: S608
-    return _read_in_pages(database, sql, [limit, *own], dated.key, _KEYS_A_PAGE)
 
 
 def _read_in_pages(

@@ -23,7 +23,11 @@ class StrictConfig(dg.Config):
             known = set(cls.model_fields) | {field.alias for field in cls.model_fields.values() if field.alias}
             for name in given:
                 if name not in known:
-                    raise ConfigError(_unknown_field(cls.__name__, name, known))
+                    meant = _ELSEWHERE.get(name)
+                    hint = f" Did you mean {meant!r}?" if meant in known else did_you_mean(name, known)
+                    raise ConfigError(
+                        f"{cls.__name__} has no field {name!r}.{hint} Valid are {', '.join(sorted(known))}."
+                    )
         return given
 
 
@@ -40,9 +44,3 @@ _ELSEWHERE = {
     "tpm": "tokens_per_minute",
 }
 """Names that others use, and the field that has it here."""
-
-
-def _unknown_field(kind: str, name: str, known: set[str]) -> str:
-    meant = _ELSEWHERE.get(name)
-    hint = f" Did you mean {meant!r}?" if meant in known else did_you_mean(name, known)
-    return f"{kind} has no field {name!r}.{hint} Valid are {', '.join(sorted(known))}."

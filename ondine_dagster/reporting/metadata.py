@@ -26,7 +26,7 @@ from ondine_core.errors import (
     OndineError,
 )
 from ondine_core.types.progress import Progress, Spend, add_usd
-from ondine_core.types.values import ModelSpec, Tier
+from ondine_core.types.values import ModelSpec
 from ondine_dagster.reporting.messages import shown_messages
 
 _REASONS_SHOWN = 20
@@ -219,7 +219,8 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
         keys = ("ondine/estimated_cost_usd_least", "ondine/estimated_cost_usd", "ondine/estimated_cost_usd_most")
         metadata |= zip(keys, map(float, found.usd), strict=True)
     if len(found.usd_by_tier) > 1:
-        rows = ((tier, *map(float, usd), _max_call_s(tier, spec)) for tier, usd in found.usd_by_tier.items())
+        max_call_s = {tier: replace(spec, tier=tier).max_call_s for tier in found.usd_by_tier} | {"batch": _BATCH_JOB_S}
+        rows = ((tier, *map(float, usd), max_call_s[tier]) for tier, usd in found.usd_by_tier.items())
         metadata["ondine/estimated_cost_by_tier"] = table(
             rows, tier="string", usd_least="float", usd="float", usd_most="float", call_s_most="float"
         )
@@ -236,11 +237,6 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
 
 _BATCH_JOB_S = 86_400.0
 """Providers promise the answers of a batch job within a day."""
-
-
-def _max_call_s(tier: Tier, spec: ModelSpec) -> float:
-    """How long one call may take at a tier."""
-    return _BATCH_JOB_S if tier == "batch" else replace(spec, tier=tier).max_call_s
 
 
 def estimate_line(found: Estimate) -> str:

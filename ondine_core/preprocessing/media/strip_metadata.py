@@ -59,14 +59,11 @@ def _strip_png(data: bytes) -> bytes:
         if part.name == b"eXIf":
             tiff = _only_orientation(data[part.body : part.end - 4])
             if tiff:
-                kept.append(_png_chunk(b"eXIf", tiff))
+                chunk = b"eXIf" + tiff
+                kept += [struct.pack(">I", len(tiff)), chunk, struct.pack(">I", zlib.crc32(chunk))]
         elif not part.name[0] & _LOWER_CASE or part.name in _PNG_KEPT:
             kept.append(data[part.start : part.end])
     return b"".join(kept)
-
-
-def _png_chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 _APP0, _APP1, _APP2, _APP14, _APP15, _COMMENT = b"\xe0", b"\xe1", b"\xe2", b"\xee", b"\xef", b"\xfe"
