@@ -90,9 +90,8 @@ class ProviderHealth:
         """
         if (error.retry_after_s or 0.0) > self._run.policy.retry.max_retry_after_s:
             return False
-        since = self._limits.closed_since
-        is_long = since is not None and self._run.clock.elapsed() - since >= self._run.policy.retry.max_outage_s
-        is_down = is_long and not self._answered
+        is_long = (self._failing_s() or 0.0) >= self._run.policy.retry.max_outage_s
+        is_down = is_long and not self._may_be_of_a_row(error)
         return len(keys) > 1 and self._unreachable_in_a_row <= _MAX_HALVINGS and not is_down
 
     def note_halved(self, keys: tuple[Key, ...]) -> None:
@@ -159,22 +158,31 @@ class ProviderHealth:
             if error.kind == "limited" and asked_s <= _MAX_QUOTA_S:
                 run.stop.stop(FatalError(retry.explain(error)))
             return False
-        since = self._limits.closed_since
-        if since is None:
+        failing_s = self._failing_s()
+        if failing_s is None:
             return False
         wait_timeout_s = retry.max_outage_s
         if error.cause == "connection" and not self._replied:
             wait_timeout_s = min(wait_timeout_s, _FIRST_OUTAGE_S)
         self._failing.add(keys)
-        if run.clock.elapsed() - since < wait_timeout_s:
+        if failing_s < wait_timeout_s:
             return True
         if error.cost_unknown:
             is_over = len(self._failing) > _MAX_LOST_BATCHES
-        else:  # where all others were answered, a row of this call may make the server fail
-            is_over = len(self._failing) > 1 or not self._answered
+        else:
+            is_over = len(self._failing) > 1 or not self._may_be_of_a_row(error)
         if is_over:
             run.stop.stop(error)
         return False
+
+    def _failing_s(self) -> float | None:
+        """For how long no call has been answered; `None` if some are."""
+        since = self._limits.closed_since
+        return None if since is None else self._run.clock.elapsed() - since
+
+    def _may_be_of_a_row(self, error: TransientError) -> bool:
+        """Whether a row may be why its calls fail: others were answered, or the server failed while it handled it."""
+        return self._answered or (error.kind == "broken" and error.cause is None and not error.cost_unknown)
 
 
 @dataclass(slots=True)

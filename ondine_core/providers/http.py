@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 
 from ondine_core.errors import ProviderError
-from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, HEADERS, Endpoint, HttpClient, proxy_for
+from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, HEADERS, Endpoint, HttpClient, proxy_for, shorten
 from ondine_core.providers.http_connection import OutOfStepError, Target, max_calls
 from ondine_core.providers.http_errors import Response, lost, turned_away, unreadable
 from ondine_core.providers.rate_limit_headers import hold_off_s
@@ -71,6 +71,7 @@ class HttpModel:
 
     async def __call__(self, call: Call) -> Reply:
         """Ask once; see `ChatModel`."""
+        until = asyncio.get_running_loop().time() + self._endpoint.timeout_s
         secret = await self._endpoint.secret_headers()
         own_id = f"{self._own_ids}-{next(self._numbers):08x}"
         # Images are read from disk while they are written.
@@ -78,7 +79,7 @@ class HttpModel:
         started = time.perf_counter()
         failure: ProviderError | None = None
         try:
-            response = await self._post(body, {_REQUEST_ID: own_id, **secret})
+            response = await self._post(body, {_REQUEST_ID: own_id, **secret}, until)
             if response.status != _OK:
                 failure = turned_away(response, call, _values(secret), self._to)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -116,29 +117,31 @@ class HttpModel:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _post(self, body: bytes, headers: Mapping[str, str]) -> Response:
+    async def _post(self, body: bytes, headers: Mapping[str, str], until: float) -> Response:
         """The whole response."""
         if self._proxy is None and len(body) <= _LARGE:
-            head, content = await self._client.post(self._target, headers, body)
+            head, content = await self._client.post(self._target, headers, body, until)
             status, answered = head.code, head.headers
         else:
-            status, answered, content = await self._post_piecewise(body, headers)
+            status, answered, content = await self._post_piecewise(body, headers, until)
         encoding = answered.get("Content-Encoding")
         if encoding:
             content = decompress(content, encoding, self._max_reply_bytes)
         check_parsable(content)
         return Response(status, answered, content, self._wall())
 
-    async def _post_piecewise(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+    async def _post_piecewise(
+        self, body: bytes, headers: Mapping[str, str], until: float
+    ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and content of the reply to a request that is large, or goes by way of a proxy."""
         response = await self._client.send(
             "POST",
             self._endpoint.url,
             # aiohttp sends a file piece by piece; it warns of large bytes.
             lambda: body if len(body) <= _LARGE else BytesIO(body),
+            shorten(self._timeout, until - asyncio.get_running_loop().time()),
             headers={**self._headers, **headers},
             proxy=self._proxy,
-            timeout=self._timeout,
         )
         async with response:
             return response.status, response.headers, await response.read()

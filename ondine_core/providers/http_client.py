@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -18,6 +19,8 @@ from ondine_core.providers.http_errors import ADVICE, Address
 from ondine_core.providers.settings import check_header
 
 CONNECT_TIMEOUT_S = 15.0
+_SHORTEST_S = 0.001
+"""To aiohttp, 0 is no time-out."""
 HEADERS: Mapping[str, str] = {"accept": "application/json", "accept-encoding": "identity"}
 
 SecretHeaders: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
@@ -75,23 +78,32 @@ class HttpClient:
         self._max_bytes, self._resolve = max_bytes, resolve
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
-    async def send(self, method: str, url: str, body: Callable[[], Any], **options: Any) -> aiohttp.ClientResponse:
+    async def send(
+        self, method: str, url: str, body: Callable[[], Any], limits: aiohttp.ClientTimeout, **options: Any
+    ) -> aiohttp.ClientResponse:
         """The beginning of the response; a request that cannot have been read is sent again, on another connection.
 
-        `body` makes what is sent, and `options` are those of `aiohttp.ClientSession.request`.
+        `body` makes what is sent, `limits` hold for all of that, and `options` are those of
+        `aiohttp.ClientSession.request`.
         """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (limits.total or inf)
         while True:
-            session = self._sessions.get(asyncio.get_running_loop()) or await self._open()
+            session = self._sessions.get(loop) or await self._open()
+            timeout = shorten(limits, until - loop.time())
             try:
-                return await session.request(method, url, data=body(), allow_redirects=False, **options)
+                return await session.request(
+                    method, url, data=body(), timeout=timeout, allow_redirects=False, **options
+                )
             except NotSentError as error:
                 if not error.reused:
                     raise
 
-    async def post(self, target: Target, headers: Mapping[str, str], body: bytes) -> tuple[Any, bytes]:
+    async def post(self, target: Target, headers: Mapping[str, str], body: bytes, until: float) -> tuple[Any, bytes]:
         """The head and the content of the reply to a small request that needs no proxy; it may be sent again, too.
 
-        aiohttp's session would take a sixth of the CPU time of a row for what such a request does not need.
+        It ends by `until`, on the clock of the event loop. aiohttp's session would take a sixth of the CPU time of a
+        row for what such a request does not need.
         """
         lines = [target.head, *map(": ".join, headers.items()), f"Content-Length: {len(body)}\r\n\r\n"]
         request = "\r\n".join(lines).encode() + body
@@ -99,7 +111,7 @@ class HttpClient:
             session = self._sessions.get(asyncio.get_running_loop()) or await self._open()
             connector: Any = session.connector
             try:
-                return await connector.exchange(target, request)  # type: ignore[no-any-return]
+                return await connector.exchange(target, request, until)  # type: ignore[no-any-return]
             except NotSentError as error:
                 if not error.reused:
                     raise
@@ -126,6 +138,16 @@ class HttpClient:
         )
         await self._close_old()
         return session
+
+
+def shorten(limits: aiohttp.ClientTimeout, left_s: float) -> aiohttp.ClientTimeout:
+    """`limits` of which `left_s` are left in all."""
+    return aiohttp.ClientTimeout(
+        total=None if left_s == inf else max(left_s, _SHORTEST_S),
+        connect=limits.connect,
+        sock_read=limits.sock_read,
+        ceil_threshold=limits.ceil_threshold,
+    )
 
 
 def proxy_for(url: str) -> str | None:

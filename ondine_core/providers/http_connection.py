@@ -357,13 +357,15 @@ class Connector(aiohttp.TCPConnector):
         made: Any = partial(_Connection, loop=self._loop, max_bytes=max_bytes, trust=self._trust)
         self._factory = made
 
-    async def exchange(self, target: Target, request: bytes) -> tuple[Any, bytes]:
+    async def exchange(self, target: Target, request: bytes, until: float) -> tuple[Any, bytes]:
         """Send a whole request on a connection of its own, and return the head and the content of the reply."""
-        until = self._loop.time() + (target.limits.total or inf)
         try:
             connection = await self.connect(target.request, [], target.limits)
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError from error
+        if self._loop.time() >= until:
+            connection.release()
+            raise aiohttp.ConnectionTimeoutError
         try:
             protocol: Any = connection.protocol
             reply: tuple[Any, bytes] = await protocol.exchange(request, until)

@@ -186,10 +186,10 @@ class JobHttp:
             request.method,
             url,
             lambda: request.body(opened),
+            limits,
             params=query or None,
             headers={**plain, **secret},
             proxy=proxy_for(url),
-            timeout=limits,
         )
 
     def _classify(self, response: Response, request: JobRequest, secret: Mapping[str, str]) -> ProviderError:

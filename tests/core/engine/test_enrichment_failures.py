@@ -154,6 +154,19 @@ def test_row_that_the_server_cannot_bear_costs_its_batch_nothing(fault: Fault, r
     assert "unreachable" in report.errors()[3]
 
 
+@pytest.mark.parametrize(("rows", "failed"), [([3], [3]), ([0, 1, 2, 3, 4], [3])])
+def test_row_that_the_server_cannot_bear_fails_also_if_nothing_else_is_asked(
+    rows: list[int], failed: list[int]
+) -> None:
+    """A run of one call that always gets a 500 is no outage; it ends after a bounded number of attempts."""
+    retry = RetryPolicy(max_attempts=3, first_wait_s=0.001, max_wait_s=0.01, max_outage_s=0.5)
+    table = {"text": [f"row {number}" for number in rows]}
+    with Provider(echo_each, fault=matching("row 3", status(500))) as provider:
+        report = ask(provider, table, options(retry=retry, batch_size=5))
+    assert [row for row, reason in zip(rows, report.errors(), strict=True) if reason] == failed
+    assert len(provider.ledger.requests) < 30
+
+
 def test_batch_that_is_to_wait_for_too_long_is_not_halved() -> None:
     """Its halves would get the same reply."""
     wait = status(503, headers={"Retry-After": "3600"})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +13,7 @@ from ondine_core.providers.azure import connect_azure
 from ondine_core.types.protocols import ChatModel
 from tests.support.asking import one_call
 from tests.support.azure_provider import CALL, AzureProvider, Credential, Token, calls, spec
+from tests.support.provider import slow
 
 
 def test_token_is_fetched_again_before_it_expires() -> None:
@@ -146,3 +148,14 @@ def test_azure_identity_without_an_identity_is_an_error(monkeypatch: pytest.Monk
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "AzurePowerShellCredential")
     with pytest.raises(FatalError, match="gave no token for the managed identity"):
         one_call(connect(spec(timeout_s=30, settings={"managed_identity": True, "client_id": "1234"})), call=CALL)
+
+
+def test_waiting_for_a_token_is_part_of_the_time_of_a_call() -> None:
+    """A call ends after `timeout_s`, whatever it waited for."""
+    credential = Credential(delay_s=1.5)
+    with AzureProvider(credential.accepts, fault=slow(30)) as provider:
+        model = connect_azure(spec(provider, timeout_s=2.0), "small", credential=credential)
+        began = time.monotonic()
+        with pytest.raises(TransientError, match="did not reply within 2 s"):
+            one_call(model, call=CALL)
+    assert time.monotonic() - began < 3.2
