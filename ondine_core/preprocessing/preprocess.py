@@ -14,6 +14,7 @@ from typing import Any
 from ondine_core.preprocessing.cleaning import Clean, Step, Truncation, find_steps, name_of
 from ondine_core.preprocessing.sanitizer import Sanitize, Sanitized, Sanitizer, find_sanitizer, sanitize
 from ondine_core.preprocessing.sanitizer.finding import find
+from ondine_core.types.cell_text import BYTES, decode
 from ondine_core.types.values import Json
 
 
@@ -105,6 +106,8 @@ def _clean_row(row: Mapping[str, Any], preparation: Preprocessing) -> tuple[Mapp
 
 def _clean(value: Any, preparation: Preprocessing) -> tuple[Any, bool]:
     """`value` cleaned, and whether it was truncated."""
+    if isinstance(value, BYTES):
+        value = decode(value)
     if not isinstance(value, str):
         return value, False
     truncated = False

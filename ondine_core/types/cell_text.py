@@ -13,14 +13,33 @@ _MISSING = frozenset({"None", "nan", "NaT", "<NA>"})
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+>")
 
 
+BYTES = (bytes, bytearray, memoryview)
+
+
 class NoTextError(TypeError):
-    """A value has no text but its address in memory; the message names its type and nothing else of it."""
+    """A value has no text that could stand in a prompt; the message names its type and nothing else of it."""
+
+
+def decode(value: bytes | bytearray | memoryview) -> str:
+    """The text that bytes are, as in a binary column of Parquet.
+
+    Raises:
+        NoTextError: They are not UTF-8.
+    """
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError:
+        raise NoTextError(
+            "its bytes are no text in UTF-8; decode them first, or write {column:image} or {column:document}"
+        ) from None
 
 
 def write_cell(value: Any) -> str:
     """A value as it stands in a prompt; what is missing is nothing."""
     if isinstance(value, str):
         return value
+    if isinstance(value, BYTES):
+        return decode(value)
     if hasattr(value, "tolist"):  # NumPy would write a long array with dots in the middle
         value = value.tolist()
     if isinstance(value, dict | list | tuple | set | frozenset):
@@ -31,7 +50,7 @@ def write_cell(value: Any) -> str:
 
 def is_blank(value: Any) -> bool:
     """Whether `value` is missing: null, NaN, or a text of nothing but white space."""
-    if value is None or isinstance(value, str):
+    if value is None or isinstance(value, str | bytes):
         return not (value and value.strip())
     if isinstance(value, int | Collection):
         return False
@@ -61,11 +80,13 @@ def with_sorted_sets(value: Any) -> Any:
 
 
 def ensure_deterministic(value: Any) -> Any:
-    """`value` if it writes itself alike in every process, rather than with its address in memory."""
+    """`value` (bytes as text), if it writes itself alike in every process, rather than with its address in memory."""
+    if isinstance(value, BYTES):
+        return decode(value)
     if isinstance(value, dict | list | tuple):
         for child in value.values() if isinstance(value, dict) else value:
             ensure_deterministic(child)
-    elif not isinstance(value, str | bytes | int | float) and _ADDRESS.search(str(value)):
+    elif not isinstance(value, str | int | float) and _ADDRESS.search(str(value)):
         raise NoTextError(
             f"a value of type {type(value).__name__!r} has no text but its address; give the type a __str__"
         )

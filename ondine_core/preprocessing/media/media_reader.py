@@ -294,7 +294,7 @@ def is_url(cell: str) -> bool:
 
 
 def _is_missing(cell: Any) -> bool:
-    return not isinstance(cell, os.PathLike) and not is_pillow_image(cell) and is_blank(cell)
+    return not isinstance(cell, os.PathLike | bytes) and not is_pillow_image(cell) and is_blank(cell)
 
 
 def _digest(data: bytes) -> str:

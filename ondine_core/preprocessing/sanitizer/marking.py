@@ -17,7 +17,7 @@ from typing import Any
 
 from ondine_core.preprocessing.sanitizer.finding import find
 from ondine_core.preprocessing.sanitizer.rule_settings import Sanitizer
-from ondine_core.types.cell_text import in_order
+from ondine_core.types.cell_text import BYTES, decode, in_order
 from ondine_core.types.values import Json
 
 
@@ -150,6 +150,8 @@ def _change(value: Any, change: Callable[[str], str]) -> Any:
         return change(value)
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, BYTES):
+        return change(decode(value))
     plain = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(plain, set | frozenset):
         plain = in_order(plain)

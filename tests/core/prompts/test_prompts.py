@@ -94,7 +94,11 @@ def test_unbalanced_braces_are_refused(template: str) -> None:
         (frozenset({2, "2", None}), '[null, 2, "2"]'),
         ({"k": [({"b", "a"},), frozenset()]}, '{"k": [[["a", "b"]], []]}'),
         (dt.date(2026, 1, 2), "2026-01-02"),
-        (b"<X object at 0x1f>", "b'<X object at 0x1f>'"),
+        (b"<X object at 0x1f>", "<X object at 0x1f>"),
+        ("Grüße".encode(), "Grüße"),
+        (memoryview(b"abc"), "abc"),
+        ([b"abc", bytearray(b"d")], '["abc", "d"]'),
+        (b"", ""),
         (["<X object at 0x1f>"], '["<X object at 0x1f>"]'),
     ],
 )
@@ -171,6 +175,20 @@ def test_a_row_without_a_text_fails_alone() -> None:
     assert second == Failure("prompt", f"the template cannot be filled from this row: {why}")
     assert isinstance(first, Answer)
     assert isinstance(third, Answer)
+
+
+@pytest.mark.parametrize("sanitize", [None, "redact"])
+@pytest.mark.parametrize("clean", [[], ["whitespace"]])
+@pytest.mark.parametrize("prompt", ["{a}", Prompt("{{ a }}", syntax="jinja2")], ids=["braces", "jinja2"])
+def test_bytes_are_a_text_in_utf_8_or_fail_their_row(prompt: Any, clean: list[str], sanitize: Any) -> None:
+    """As in a binary column of Parquet; a file or a text in another encoding is not asked about as a Python literal."""
+    model = ScriptedModel({"": "ok"})
+    rows = [{"a": "ä ann@example.com".encode()}, {"a": "ann@example.com".encode("utf-16")}]
+    first, second = enrich_sync(rows, prompt=prompt, output="b", model=model, clean=clean, sanitize=sanitize).outcomes
+    assert isinstance(first, Answer)
+    assert model.calls[0].messages[-1].content == ("ä [EMAIL]" if sanitize else "ä ann@example.com")
+    assert isinstance(second, Failure)
+    assert "its bytes are no text in UTF-8" in second.detail
 
 
 def test_jinja2_can_write_an_attribute_of_a_value_without_text() -> None:
