@@ -86,9 +86,12 @@ def plain_headers(spec: ModelSpec) -> Mapping[str, str]:
         raise ConfigError(f"settings: extra_headers={extra!r} is not a mapping of names to values.")
     headers = {"anthropic-version": str(spec.settings.get("api_version") or _API_VERSION)}
     headers |= {str(name).lower(): str(value) for name, value in extra.items()}
-    for name in (*_OF_EACH_CALL, *map(str.lower, find_anthropic_key(spec))):
-        headers.pop(name, None)  # or it would be sent twice
+    keys = [name.lower() for name in find_anthropic_key(spec)]
     for name, value in headers.items():
+        if name in keys:
+            raise ConfigError(f"settings: extra_headers: the header {name!r} has the key; set api_key instead.")
+        if name in _OF_EACH_CALL:
+            raise ConfigError(f"settings: extra_headers: the header {name!r} differs from call to call; leave it out.")
         if not _HEADER_NAME.fullmatch(name):
             raise ConfigError(f"settings: extra_headers: {name!r} is not the name of a header.")
         check_header(f"extra_headers[{name!r}]", value)

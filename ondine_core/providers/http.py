@@ -87,7 +87,7 @@ class HttpModel:
         if failure:
             raise failure  # out here, where it has no context: that may name the whole address, or hold the key
         try:
-            reply = self._read(decode(response.content))
+            reply = self._read(decode(response.content, response.headers.get("content-type", "")))
         except ProviderError:
             raise
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ on the wire, after decompression, and by what they would take as Python objects.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from typing import Any
 
@@ -22,6 +23,10 @@ _BYTES_A_TOKEN = 4096
 _MAX_PARSED_BYTES = 32 * 2**20
 _BYTES_A_VALUE = 64
 _SMALL = 2**18
+_CHARSET = re.compile(
+    r"""charset\s*=\s*["']?((?:latin|iso|windows|cp|koi8|gb|big5|euc|shift|utf-?16|utf-?32)[\w.:-]*)""", re.IGNORECASE
+)
+"""Not those of which decoding takes quadratic time, such as punycode."""
 _GZIP = b"\x1f\x8b"
 _MAX_MEMBERS = 256
 """What follows each member is copied, which takes seconds for a hundred thousand empty ones."""
@@ -83,12 +88,22 @@ def check_parsable(content: bytes) -> None:
         raise too_large()
 
 
-def decode(content: bytes) -> Any:
-    """A body as JSON; NaN and Infinity, which some servers write into figures, do not make the answer unusable."""
+def decode(content: bytes, content_type: str = "") -> Any:
+    """A body as JSON, which is UTF-8, or else in the charset that its `content_type` declares.
+
+    NaN and Infinity, which some servers write into figures, do not make the answer unusable.
+    """
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
+        pass
+    try:
         return json.loads(content)
+    except UnicodeDecodeError:
+        declared = _CHARSET.search(content_type)
+        if declared is None:
+            raise
+        return json.loads(content.decode(declared[1]))
 
 
 def too_large() -> TransientError:

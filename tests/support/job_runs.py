@@ -23,6 +23,8 @@ from ondine_core.prompts.task import compile_task
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.media_parts import openai_content
 from ondine_core.store import Store
+from ondine_core.telemetry.call_sampler import Emitted
+from ondine_core.telemetry.emitter import EventEmitter
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Call, ModelSpec, Reply, Tier
@@ -83,6 +85,7 @@ class JobWorld:
     output: str = "said"
     store_takes_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
+    events: list[Emitted] = field(default_factory=list)
     runs: int = 0
     provider: JobProvider = field(init=False)
 
@@ -145,7 +148,8 @@ class JobWorld:
         )
         async with AsyncExitStack() as stack:
             runtime = await open_runtime(spec, store, options, stack, _LiveModel(self.provider, kill_point))
-        runtime = replace(runtime, connect_jobs=partial(self.provider.api, kill_point, account))
+        connect = partial(self.provider.api, kill_point, account)
+        runtime = replace(runtime, connect_jobs=connect, emitter=EventEmitter(emit=self.events.append))
         report = await run(task, {"word": rows}, runtime, options)
         await end_wait(store, origin)
         return report

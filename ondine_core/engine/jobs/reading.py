@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from ondine_core.batching.strategy import encode
 from ondine_core.engine.encoding import EncodedBatch
@@ -86,6 +87,15 @@ def _ask_again(context: JobContext, queued: QueuedBatch) -> None:
     context.run.settle(context.run.interpreter.fail(context.release(queued.batch), failure).failures)
 
 
+class _SettledRequest(NamedTuple):
+    """The ledger entry of a request, the reply and usage to charge, and what reports it to observers."""
+
+    finished: CallFinished
+    reply: Reply | RefusedError | None = None
+    usage: Usage | None = None
+    report: Callable[[], None] = lambda: None
+
+
 @dataclass(slots=True)
 class _ResultReader:
     """The results of one job while they are read.
@@ -140,15 +150,18 @@ class _ResultReader:
         """Store what became of some requests, and settle their prompts if they are in the table."""
         context, run = self.context, self.context.run
         items = context.queue.find_items([key for call, _ in outcomes for key in call.keys])
-        replies = [self._settle_one(call, outcome, items) for call, outcome in outcomes]
-        settled = [one for one, _, _ in replies]
+        requests = [self._settle_one(call, outcome, items) for call, outcome in outcomes]
+        settled = [request.finished for request in requests]
         keep = partial(job_tables.settle_replies, job=self.record.job, settled=settled, at=run.clock.now())
         noted = await context.store.change(keep, self.record.cells)
         tracker = run.run_state.tracker
-        for one, reply, usage in replies:
+        for one, reply, usage, report in requests:
             if one.sent.call in noted:  # or another run has read and counted it meanwhile
                 tracker.sent()
                 charge_call(partial(tracker.answered, one.sent.stage), one.sent, reply, usage, "batch")
+                report()
+            else:
+                run.runtime.emitter.rows_failed((failure, run.run_state.rows_of(key)) for key, failure in one.failures)
         own: list[tuple[Key, Outcome]] = []
         for one in settled:
             own += [(key, answer) for key, answer in one.answers if key in run.first]
@@ -160,11 +173,8 @@ class _ResultReader:
 
     def _settle_one(
         self, call: CallStarted, outcome: Reply | ProviderError | None, items: Mapping[Key, Item]
-    ) -> tuple[CallFinished, Reply | RefusedError | None, Usage | None]:
-        """Settle one request, of which nothing is counted yet: its ledger entry, and the reply and usage to charge.
-
-        Prompts without an outcome are queued to be asked again.
-        """
+    ) -> _SettledRequest:
+        """Settle one request, of which nothing is counted yet; prompts without an outcome are queued again."""
         context, run = self.context, self.context.run
         queued, strategy_name = batch_of(call, items)
         batch = queued.batch
@@ -173,32 +183,34 @@ class _ResultReader:
             if outcome.fault == "account" or not run.run_state.any_answer:
                 self.fatal = self.fatal or outcome
                 context.requeue(queued)
-                return CallFinished(sent, "refused"), None, None
+                return _SettledRequest(CallFinished(sent, "refused"))
             outcome = RefusedError(outcome.refusal, fault="unclear")
         if outcome is None or (isinstance(outcome, TransientError) and not outcome.cost_unknown):
             if self.was_full:
                 context.requeue(queued)
             else:
                 _ask_again(context, queued)
-            return CallFinished(sent, "refused"), None, None
+            return _SettledRequest(CallFinished(sent, "refused"))
         reply, usage = _reply_of(outcome)
         charge = charge_call(run.run_state.tracker.charge, call, reply, usage, "batch")
-        result = BatchResult()
         if reply is None:
             _ask_again(context, queued)
-        elif self.parses:
-            strategy = choose_strategy_of(strategy_name, batch, run.policy)
-            encoded = EncodedBatch(batch, strategy, encode(strategy, batch, run.task))
-            result = run.interpreter.interpret(encoded, reply, charge.usd)
+            return _SettledRequest(finish_call(run, sent, usage, charge, BatchResult()), reply, usage)
+        strategy = choose_strategy_of(strategy_name, batch, run.policy)
+        encoded = EncodedBatch(batch, strategy, encode(strategy, batch, run.task))
+        result = run.interpreter.interpret(encoded, reply, charge.usd) if self.parses else BatchResult()
+        for retried in result.retry:
+            context.requeue(QueuedBatch(retried))
+
+        def report() -> None:
             observer = run.runtime.emitter.begin(batch)
             took_s = max(0.0, run.clock.now() - call.sent_at)
             is_ordinary = not (result.failures or result.retry)
             observer.sent(call, encoded.call)
             observer.on_reply(reply, charge.usd, took_s, ordinary=is_ordinary)
             end_batch(run, observer, result)
-            for retried in result.retry:
-                context.requeue(QueuedBatch(retried))
-        return finish_call(run, sent, usage, charge, result), reply, usage
+
+        return _SettledRequest(finish_call(run, sent, usage, charge, result), reply, usage, report)
 
 
 def _reply_of(outcome: Reply | ProviderError) -> tuple[Reply | RefusedError | None, Usage | None]:

@@ -39,6 +39,7 @@ from tests.support.provider import (
     slow_body,
     status,
 )
+from tests.support.raw_server import Connection, RawServer, completion
 
 KEY = "sk-1234567890-secret"
 NOON = 1_700_000_000
@@ -288,6 +289,32 @@ def test_keys_in_messages_are_masked(key: str) -> None:
     raised = failure(response, api_key="tok_of/any+form")
     assert key not in str(raised)
     assert "Incorrect API key provided" in str(raised)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "charset"),
+    [
+        ("application/json", "utf-8"),
+        ("application/json; charset=UTF-8", "utf-8"),
+        ("application/json;charset=ISO-8859-1", "latin-1"),
+        ("application/json;charset=ISO-8859-1", "utf-8"),  # as servers that do not know their own charset say
+        ('application/json; Charset="windows-1252"', "cp1252"),
+        ("application/json; charset=GB18030", "gb18030"),
+        ("application/json; charset=utf-16", "utf-16"),
+    ],
+)
+def test_reply_in_another_charset_is_read(content_type: str, charset: str) -> None:
+    """JSON is UTF-8; what is not is decoded as its Content-Type says."""
+    text = "Crème brûlée à Besançon"
+    body = completion("TEXT").decode().replace("TEXT", text).encode(charset)
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(head.encode() + body)
+
+    with RawServer(script) as server:
+        assert one_call_to(server.base_url).text == text
 
 
 @pytest.mark.parametrize("fault", [error(401, f"Bad key {KEY}"), error(500), cut, garbage, slow(30)])

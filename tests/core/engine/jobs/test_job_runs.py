@@ -17,6 +17,7 @@ from ondine_core.providers.job_api import JobLimits, JobProblem
 from ondine_core.store import job_tables
 from ondine_core.store.queries import read_spending
 from ondine_core.store.reservations import list_reservations
+from ondine_core.telemetry.call_sampler import OrdinaryCall
 from ondine_core.types.clock import Clock
 from ondine_core.types.values import Usage
 from tests.support.job_runs import JobWorld, words
@@ -157,7 +158,7 @@ def test_concurrent_runs_submit_each_row_once(tmp_path: Path) -> None:
 
 
 def test_job_that_two_runs_read_at_once_is_counted_once(tmp_path: Path) -> None:
-    """Both have all answers, and the costs that they report add up to the bill."""
+    """Both have all answers, and the costs that they report, to observers too, add up to the bill."""
 
     async def act(world: JobWorld) -> None:
         assert isinstance(await world.run(words(8)), JobsUnderWayError)
@@ -169,6 +170,8 @@ def test_job_that_two_runs_read_at_once_is_counted_once(tmp_path: Path) -> None:
             assert report.column("said") == words(8)
         assert sum(report.spend.usd for report in reports) == world.provider.usd > 0
         assert sum(report.spend.calls for report in reports) == 8
+        calls = [event.call for event in world.events if isinstance(event, OrdinaryCall)]
+        assert sum(call.usd or 0 for call in calls) == world.provider.usd
 
     in_world(tmp_path, act)
 
