@@ -72,11 +72,11 @@ class Budget:
         Raises:
             BudgetExhaustedError: It will not fit, whatever the calls in flight turn out to cost.
         """
-        return (await _hold_all((self,), amount))[0]
+        return (await BudgetSet((self,)).hold(amount))[0]
 
     async def settle(self, hold: Reservation, cost: Decimal | None) -> None:
         """Replace a charge by what the call cost; `None` if that is not known, 0 if it was refused."""
-        await _settle_all((self,), (hold,), cost)
+        await BudgetSet((self,)).settle((hold,), cost)
 
     async def charged(self) -> Decimal:
         """USD spent, and what calls in flight may yet cost."""
@@ -194,72 +194,63 @@ class BudgetSet:
         Raises:
             BudgetExhaustedError: It will not fit into one of them.
         """
-        return await _hold_all(self.budgets, amount)
+        units = units_of(amount)
+        # First in, first out: a call waits behind those that wait already.
+        waited = next((budget for budget in self.budgets if budget.turn.locked()), None)
+        taken = waited or await self._take(units)
+        while isinstance(taken, Budget):
+            short = taken
+            async with short.turn:
+                while taken is short:
+                    await short.wait_for_room(units)
+                    taken = await self._take(units)
+        return taken
+
+    async def settle(self, holds: Sequence[Reservation], cost: Decimal | None) -> None:
+        """Replace the charges by what the call cost; `None` if that is not known, 0 if it was refused.
+
+        Every charge is replaced, also when one fails or the caller is cancelled meanwhile.
+        """
+        spent = [hold.units if cost is None else units_of(cost) for hold in holds]
+        settling = asyncio.gather(*map(Budget.replace, self.budgets, holds, spent), return_exceptions=True)
+        try:
+            results = await asyncio.shield(settling)
+        except asyncio.CancelledError:
+            await asyncio.wait({settling})
+            raise
+        for error in filter(None, results):
+            raise error
 
     @property
     def cells(self) -> dict[str, int]:
         """The most units that may be charged to each budget, by the name of its numbers at present."""
         return dict(budget.cell for budget in self.budgets)
 
-    async def settle(self, holds: tuple[Reservation, ...], cost: Decimal | None) -> None:
-        """Replace the charges by what the call cost; `None` if that is not known, 0 if it was refused."""
-        await _settle_all(self.budgets, holds, cost)
+    async def _take(self, units: int) -> tuple[Reservation, ...] | Budget:
+        """Charge all budgets, or return the first that has no room."""
+        taking = asyncio.ensure_future(self._charge_all(units))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # The store may have charged it already. A task of its own goes on if this one is cancelled once more.
+            await asyncio.shield(asyncio.ensure_future(self._give_back(taking)))
+            raise
 
+    async def _charge_all(self, units: int) -> tuple[Reservation, ...] | Budget:
+        holds: list[Reservation] = []
+        try:
+            for budget in self.budgets:
+                hold = await budget.charge(units)
+                if hold is None:
+                    return budget
+                holds.append(hold)
+            return tuple(holds)
+        finally:
+            if len(holds) < len(self.budgets):
+                await self.settle(holds, Decimal(0))
 
-async def _hold_all(budgets: Sequence[Budget], amount: Decimal) -> tuple[Reservation, ...]:
-    units = units_of(amount)
-    # First in, first out: a call waits behind those that wait already.
-    waited = next((budget for budget in budgets if budget.turn.locked()), None)
-    taken = waited or await _take(budgets, units)
-    while isinstance(taken, Budget):
-        short = taken
-        async with short.turn:
-            while taken is short:
-                await short.wait_for_room(units)
-                taken = await _take(budgets, units)
-    return taken
-
-
-async def _take(budgets: Sequence[Budget], units: int) -> tuple[Reservation, ...] | Budget:
-    """Charge all budgets, or return the first that has no room."""
-    taking = asyncio.ensure_future(_charge_all(budgets, units))
-    try:
-        return await asyncio.shield(taking)
-    except asyncio.CancelledError:
-        # The store may have charged it already. A task of its own goes on if this one is cancelled once more.
-        await asyncio.shield(asyncio.ensure_future(_give_back(budgets, taking)))
-        raise
-
-
-async def _charge_all(budgets: Sequence[Budget], units: int) -> tuple[Reservation, ...] | Budget:
-    holds: list[Reservation] = []
-    try:
-        for budget in budgets:
-            hold = await budget.charge(units)
-            if hold is None:
-                return budget
-            holds.append(hold)
-        return tuple(holds)
-    finally:
-        if len(holds) < len(budgets):
-            await _settle_all(budgets, holds, Decimal(0))
-
-
-async def _give_back(budgets: Sequence[Budget], taking: asyncio.Future[tuple[Reservation, ...] | Budget]) -> None:
-    with suppress(StoreError):
-        holds = await taking
-        if not isinstance(holds, Budget):
-            await _settle_all(budgets, holds, Decimal(0))
-
-
-async def _settle_all(budgets: Sequence[Budget], holds: Sequence[Reservation], cost: Decimal | None) -> None:
-    """Settle every hold, also when one fails or the caller is cancelled meanwhile."""
-    spent = [hold.units if cost is None else units_of(cost) for hold in holds]
-    settling = asyncio.gather(*map(Budget.replace, budgets, holds, spent), return_exceptions=True)
-    try:
-        results = await asyncio.shield(settling)
-    except asyncio.CancelledError:
-        await asyncio.wait({settling})
-        raise
-    for error in filter(None, results):
-        raise error
+    async def _give_back(self, taking: asyncio.Future[tuple[Reservation, ...] | Budget]) -> None:
+        with suppress(StoreError):
+            holds = await taking
+            if not isinstance(holds, Budget):
+                await self.settle(holds, Decimal(0))

@@ -57,7 +57,6 @@ class JobStatus:
         has_ended: Whether nothing of it runs any more, so that its results may be read.
         state: The provider's word for it.
         done: Requests that were answered, as far as is known.
-        failed: Requests that were not, as far as is known.
         total: Requests in all, `None` if that is not known.
         problems: Why it was not run.
         bills_silence: Whether a request without any result may have been billed.
@@ -66,7 +65,6 @@ class JobStatus:
     has_ended: bool
     state: str
     done: int = 0
-    failed: int = 0
     total: int | None = None
     problems: tuple[JobProblem, ...] = ()
     bills_silence: bool = True

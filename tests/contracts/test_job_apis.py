@@ -122,7 +122,7 @@ def test_each_request_gets_its_own_answer(client: Client) -> None:
     job_id = client.submit()
     status = client.status(job_id)
     assert status.has_ended
-    assert (status.done, status.failed) == (4, 0) or client.server.name == "together_ai"
+    assert status.done == 4 or client.server.name == "together_ai"
     replies = client.results(job_id)
     assert answered(replies) == {f"{MARKER}-{n}": f'{{"answer":"row {n}"}}' for n in range(4)}
     outcome = [reply.outcome for reply in replies if isinstance(reply.outcome, Reply)]

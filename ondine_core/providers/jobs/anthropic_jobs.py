@@ -131,8 +131,7 @@ class AnthropicJobs(JobAdapter):
 
     def _status(self, job: Mapping[str, Any]) -> JobStatus:
         counts, state = job["request_counts"], str(job["processing_status"])
-        failed = sum(counts.get(name) or 0 for name in ("errored", "canceled", "expired"))
-        return JobStatus(state == "ended", state, counts.get("succeeded") or 0, failed, sum(counts.values()))
+        return JobStatus(state == "ended", state, counts.get("succeeded") or 0, sum(counts.values()))
 
     async def _result_paths(self, job_id: str) -> Sequence[str]:
         return [f"{self._path(job_id)}/results"]

@@ -164,7 +164,6 @@ class GeminiJobs(JobAdapter):
             word in _ENDED,
             state,
             done,
-            int(stats.get("failedRequestCount") or 0),
             int(stats["requestCount"]) if "requestCount" in stats else None,
             _problems(job) if word == "FAILED" else (),
             bills_silence=not is_unbilled,

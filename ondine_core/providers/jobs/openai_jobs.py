@@ -223,7 +223,6 @@ class _OpenAIJobs(JobAdapter):
             word in _ENDED,
             state,
             done,
-            int(counts.get("failed") or job.get("failed_requests") or 0),
             counts.get("total") or job.get("total_requests"),
             tuple(_problems(job)) if word == "failed" else (),
             bills_silence=not is_unbilled,
