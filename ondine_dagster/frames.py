@@ -105,7 +105,9 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame
     # An empty partition often has columns of other types, or no columns.
     filled = [frame for frame in frames.values() if len(frame)] or list(frames.values())
     try:
-        whole = nw.concat(filled)
+        columns = filled[0].columns
+        # Their order may differ from partition to partition.
+        whole = nw.concat([frame.select(columns) if set(frame.columns) == set(columns) else frame for frame in filled])
         if all(map(is_only_numbered, filled)):
             whole = nw.maybe_reset_index(whole)
     except Exception as error:

@@ -1,7 +1,7 @@
 """Scores of answers against known labels: accuracy, and precision, recall and F1 of each label.
 
 A row without an answer meets no label. Values are compared as JSON has them: texts without the space around them,
-numbers as numbers (4 is 4.0), and dates as ISO texts; nothing else is guessed.
+numbers as numbers (4 is 4.0), and dates and times as ISO texts; nothing else is guessed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from ondine_core.types.values import Json
 
+_DATE_LENGTH = 10
 NO_ANSWER = "(no answer)"
 """Stands for an answer in the confusion counts; a label is JSON text and never looks like it."""
 
@@ -107,15 +108,29 @@ def score(column: str, labels: Sequence[Any], answers: Sequence[Any], answered: 
     return Score(
         column,
         Counter(
-            (as_label(_number_like(label, answer)), as_label(answer) if there else NO_ANSWER)
-            for label, answer, there in pairs
+            (as_label(_like(label, answer)), as_label(answer) if there else NO_ANSWER) for label, answer, there in pairs
         ),
     )
 
 
-def _number_like(label: Any, answer: Any) -> Any:
-    """A label of a database's decimal type as a number if the answer is one; an answer that is a decimal is a text."""
-    return float(label) if isinstance(label, Decimal) and isinstance(answer, int | float) else label
+def _like(label: Any, answer: Any) -> Any:
+    """A label of a type that JSON does not have as the answer has it: a decimal as a number, a timestamp as a text."""
+    if isinstance(label, Decimal) and isinstance(answer, int | float):
+        return float(label)
+    if isinstance(label, dt.datetime) and isinstance(answer, str) and _is_at(label, answer.strip()):
+        return answer
+    return label
+
+
+def _is_at(label: dt.datetime, answer: str) -> bool:
+    """Whether a text is the date or the time of `label`; frames hold times without a zone in UTC."""
+    try:
+        at = dt.datetime.fromisoformat(answer)
+    except ValueError:
+        return False
+    if len(answer) == _DATE_LENGTH:
+        return label.replace(tzinfo=None) == at
+    return label.replace(tzinfo=label.tzinfo or dt.UTC) == at.replace(tzinfo=at.tzinfo or dt.UTC)
 
 
 def shown(label: str) -> str:

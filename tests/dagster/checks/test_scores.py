@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,3 +99,21 @@ def test_decimals_of_a_database_are_compared_as_the_answers_are() -> None:
     """As numbers with numbers, and as texts with the decimals of an output, which are texts."""
     labels = [Decimal("0.1"), Decimal("4.00"), Decimal("0.10"), Decimal("0.2")]
     assert score("price", labels, [0.1, 4, "0.10", 0.1], [True] * 4).accuracy == 0.75
+
+
+@pytest.mark.parametrize(
+    ("label", "answer", "is_met"),
+    [
+        (pd.Timestamp("2026-01-02"), "2026-01-02", True),
+        (pd.Timestamp("2026-01-02", tz="Europe/Berlin"), "2026-01-02", True),
+        (pd.Timestamp("2026-01-02 10:30").to_pydatetime(), "2026-01-02T10:30:00Z", True),
+        (pd.Timestamp("2026-01-02 10:30").to_pydatetime(), "2026-01-02T10:30:00", True),
+        (pd.Timestamp("2026-01-02 11:30", tz="Europe/Berlin"), "2026-01-02T10:30:00Z", True),
+        (pd.Timestamp("2026-01-02 10:30"), "2026-01-02", False),
+        (pd.Timestamp("2026-01-03"), "2026-01-02", False),
+        (pd.Timestamp("2026-01-02"), "yesterday", False),
+    ],
+)
+def test_timestamps_are_compared_as_the_answers_are(label: dt.datetime, answer: str, is_met: bool) -> None:
+    """With dates as dates, since pandas has timestamps only, and with times in any time zone."""
+    assert score("day", [label], [answer], [True]).accuracy == is_met

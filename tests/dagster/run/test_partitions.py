@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
+import narwhals as nw
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -173,6 +174,13 @@ def test_several_partitions_become_one_table() -> None:
     tables = {"b": pl.DataFrame({"id": [3]}), "a": pl.DataFrame({"id": [1, 2]})}
     whole, lengths = joined(tables, ["a", "b", "c"])
     assert (ids(whole), lengths) == ([1, 2, 3], {"a": 2, "b": 1})
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_columns_of_partitions_may_be_in_any_order(make: Callable[..., Any]) -> None:
+    """The order is that of the first partition."""
+    whole, _ = joined({"a": make({"id": [1], "text": ["x"]}), "b": make({"text": ["y"], "id": [2]})}, ["a", "b"])
+    assert nw.from_native(whole, eager_only=True).rows() == [(1, "x"), (2, "y")]
 
 
 @pytest.mark.parametrize(
