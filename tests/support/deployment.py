@@ -1,6 +1,6 @@
-"""A Dagster deployment of real loopback processes: code server, webserver and daemon, in a folder of its own.
+"""A Dagster deployment of real loopback processes: code server and daemon, in a folder of its own.
 
-User actions are sent through the webserver's GraphQL; results are read from the instance.
+User actions are GraphQL queries of the UI, executed without a webserver; results are read from the instance.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import dagster as dg
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
 
 T = TypeVar("T")
 
@@ -67,12 +68,14 @@ class Deployment:
         module: The module of the definitions.
         settings: The content of `dagster.yaml`, in the JSON subset of YAML.
         variables: The environment of its processes.
+        reloads: Whether the code server can reload the definitions, which takes a further process.
     """
 
     home: Path
     module: str
     settings: Mapping[str, Any]
     variables: Mapping[str, str] = field(default_factory=dict)
+    reloads: bool = False
 
     def __enter__(self) -> Self:
         (self.home / "dagster.yaml").write_text(json.dumps(self.settings), encoding="utf-8")
@@ -84,16 +87,18 @@ class Deployment:
         self._stack = ExitStack()
         self._stack.callback(self._stop)
         try:
-            code_port, self._port = free_port(), free_port()
-            workspace = {"grpc_server": {"host": "127.0.0.1", "port": code_port, "location_name": "tests"}}
-            (self.home / "workspace.yaml").write_text(json.dumps({"load_from": [workspace]}), encoding="utf-8")
-            self.start("dagster", "code-server", "start", "-h", "127.0.0.1", "-p", str(code_port), "-m", self.module)
-            until(lambda: listens(code_port), _START_TIMEOUT_S, "code server")
-            workspace_option = ("-w", str(self.home / "workspace.yaml"))
-            self.start("dagster-webserver", "-h", "127.0.0.1", "-p", str(self._port), *workspace_option)
-            self.start("dagster-daemon", "run", *workspace_option)
+            port = free_port()
+            workspace = {"grpc_server": {"host": "127.0.0.1", "port": port, "location_name": "tests"}}
+            file = self.home / "workspace.yaml"
+            file.write_text(json.dumps({"load_from": [workspace]}), encoding="utf-8")
+            server = ("code-server", "start") if self.reloads else ("api", "grpc")
+            self.start("dagster", *server, "-h", "127.0.0.1", "-p", str(port), "-m", self.module)
+            until(lambda: listens(port), _START_TIMEOUT_S, "code server")
+            self.start("dagster-daemon", "run", "-w", str(file))
             self.instance = self._stack.enter_context(dg.DagsterInstance.from_config(str(self.home)))
-            until(lambda: listens(self._port), _START_TIMEOUT_S, "webserver")
+            self._workspace = self._stack.enter_context(
+                WorkspaceProcessContext(self.instance, WorkspaceFileTarget([str(file)]))
+            )
         except BaseException:
             self._stack.close()
             raise
@@ -133,17 +138,13 @@ class Deployment:
 
     def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
         """The only field of a query's reply; an error fails the test."""
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self._port}/graphql", body, {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
-                response = json.load(reply)
-        except urllib.error.HTTPError as error:
-            raise AssertionError(error.read().decode()) from error
-        (found,) = response["data"].values()
+        from dagster_graphql.cli import execute_query
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Dagster, which are errors in tests
+            response = execute_query(self._workspace, query, variables)
         assert not response.get("errors"), response
+        (found,) = response["data"].values()
         assert isinstance(found, dict), response
         assert "Error" not in found["__typename"], found
         return found

@@ -64,7 +64,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
             "TEST_URLS": json.dumps({name: provider.base_url for name, provider in providers.items()}),
             "TEST_EXECUTOR": "in_process",
         }
-        with Deployment(home, "tests.support.deployed_project", SETTINGS, variables) as running:
+        with Deployment(home, "tests.support.deployed_project", SETTINGS, variables, reloads=True) as running:
             many = running.backfill("paced", DAYS)  # uses all available slots, so that they run concurrently
             first = running.backfill("capped", PARTS)
             several = running.backfill("ranged", DAYS)
