@@ -7,6 +7,7 @@ second later, so a power cut costs no more than that; with `FULL` every commit i
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -303,7 +304,7 @@ class SqliteDatabase:
             with self._in_use:
                 yield
         except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
-            advice = _advise(error, self._wait_timeout_s)
+            advice = _advise(error, self._file, self._wait_timeout_s)
             what = what or f"The answer store {self.location!r}"
             raise StoreError(f"{what} failed: {error}. {advice}") from error
 
@@ -325,11 +326,35 @@ _ADVICE = {
 }
 
 
-def _advise(error: Exception, wait_timeout_s: float) -> str:
-    if isinstance(error, OSError):
-        is_disk = error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT)
-        return _ADVICE[sqlite3.SQLITE_IOERR if is_disk else sqlite3.SQLITE_CANTOPEN]
+_OS_ADVICE = {
+    **dict.fromkeys((errno.EIO, errno.ENOSPC, errno.EDQUOT), _ADVICE[sqlite3.SQLITE_IOERR]),
+    errno.EMFILE: "This process may open no more files: raise `ulimit -n` and run again; what was stored is safe.",
+    errno.ENFILE: "This machine may open no more files: close some and run again; what was stored is safe.",
+    errno.ENAMETOOLONG: "The name is too long for its folder, with the 8 bytes that SQLite adds; choose a shorter one.",
+}
+_FILES_OF_A_STORE = 4
+
+
+def _advise(error: Exception, file: Path | None, wait_timeout_s: float) -> str:
     code = getattr(error, "sqlite_errorcode", None)
     # The lower byte is the kind, the rest its variety.
-    advice = _ADVICE.get(code & 0xFF, "") if code is not None else ""
-    return advice.format(wait_timeout_s=wait_timeout_s) or "What was stored before is safe."
+    kind = sqlite3.SQLITE_CANTOPEN if isinstance(error, OSError) else code and code & 0xFF
+    if kind == sqlite3.SQLITE_CANTOPEN:
+        cause = error if isinstance(error, OSError) else _why_not_opened(file)
+        if cause is not None and cause.errno in _OS_ADVICE:
+            return _OS_ADVICE[cause.errno]
+    return _ADVICE.get(kind, "").format(wait_timeout_s=wait_timeout_s) or "What was stored before is safe."
+
+
+def _why_not_opened(file: Path | None) -> OSError | None:
+    """Why SQLite cannot open its files, which it does not say; `None` if that is not a limit of the system."""
+    opened: list[int] = []
+    try:
+        opened.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(_FILES_OF_A_STORE))
+        Path(f"{file}-journal").stat()
+    except OSError as error:
+        return error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return None

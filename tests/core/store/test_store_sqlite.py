@@ -281,6 +281,42 @@ def test_unwritable_location_is_refused() -> None:
         Store("/sys/kernel/answers.db")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="names have other limits")
+@pytest.mark.parametrize("length", [248, 255, 256])
+def test_name_that_is_too_long_is_refused_as_such(length: int, tmp_path: Path) -> None:
+    """Also if the name itself fits, and those of the files beside it do not; the permissions are not blamed."""
+    Store(tmp_path / ("x" * 247)).close()
+    with pytest.raises(StoreError, match="The name is too long for its folder"):
+        Store(tmp_path / ("x" * length))
+
+
+WITHOUT_DESCRIPTORS = """
+import os, resource, sys
+from ondine_core.store import Store
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+for _ in range(3):
+    try:
+        Store(sys.argv[1])
+    except Exception as error:
+        print(type(error).__name__, error)
+    os.close(held.pop())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit to set")
+def test_lack_of_descriptors_is_said(tmp_path: Path) -> None:
+    """SQLite says only that it cannot open a file; the permissions are not blamed."""
+    command = [sys.executable, "-c", WITHOUT_DESCRIPTORS, str(tmp_path / "answers.db")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    assert result.stdout.count("This process may open no more files: raise `ulimit -n`") == 3
+
+
 # In a process of its own, as a user without write permission, since root may write everywhere.
 UNPRIVILEGED = """
 import asyncio, os, sys
