@@ -336,9 +336,8 @@ _FILES_OF_A_STORE = 4
 
 
 def _advise(error: Exception, file: Path | None, wait_timeout_s: float) -> str:
-    code = getattr(error, "sqlite_errorcode", None)
     # The lower byte is the kind, the rest its variety.
-    kind = sqlite3.SQLITE_CANTOPEN if isinstance(error, OSError) else code and code & 0xFF
+    kind = sqlite3.SQLITE_CANTOPEN if isinstance(error, OSError) else getattr(error, "sqlite_errorcode", 0) & 0xFF
     if kind == sqlite3.SQLITE_CANTOPEN:
         cause = error if isinstance(error, OSError) else _why_not_opened(file)
         if cause is not None and cause.errno in _OS_ADVICE:
