@@ -76,15 +76,10 @@ async def calibrate(
     columns: Sequence[Column],
     plan: CalibrationPlan,
 ) -> CalibrationResult:
-    """Find a batch size, at most `batch_size`, at which rows get the answers that they get alone.
+    """Find a batch size, at most `batch_size`, at which `chosen` rows get the answers that they get alone.
 
-    Args:
-        ask: Asks the rows of some keys, a number of rows a call, without looking up known answers; a failed row is
-            `None` in the result or absent from it.
-        chosen: The rows to compare, a sample of the run's.
-        batch_size: The size wanted.
-        columns: The output columns.
-        plan: What has to agree, and what to do otherwise.
+    `ask` asks the rows of some keys, a number of rows a call, without looking up known answers; a failed row is `None`
+    in its result or absent from it.
     """
     # A call cannot be tried with more rows than there are.
     size = tried = min(batch_size, len(chosen))

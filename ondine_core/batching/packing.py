@@ -77,12 +77,8 @@ def pack(
     An item that does not fit even alone travels alone: whether that fails is the provider's to say.
     Tokens are counted only where the bound on them does not fit, and where `size` is 1 not at all.
 
-    Args:
-        items: Unique prompts.
-        size: Most items of a batch; a function is asked anew for each batch.
-        max_repairs: How often an item that travels alone may be repaired. A batch of several is repaired at most once:
-            its remaining prompts are then more likely to succeed in smaller batches.
-        capacity: What the next call has room for, `None` for whatever comes; asked for each batch.
+    A batch of several is repaired at most once, since its remaining prompts are then more likely to succeed in smaller
+    batches. Functions are asked anew for each batch.
     """
     source = iter(items)
     held: Item | None = None

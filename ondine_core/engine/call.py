@@ -46,12 +46,7 @@ _NOT_KNOWN = Charge(None)
 class PendingCall:
     """A call that may leave, what it holds until it ends, and what is known of how it ends.
 
-    Args:
-        call: The request to the model; `start` sets the tier at which it is made.
-        keys: Keys of the prompts it carries.
-        reason: Why it is made.
-        keep: Whether its answers go to the store; the ledger has the call in any case.
-        observer: Receives its events.
+    `start` sets the tier of the `call`. If not to `keep`, its answers do not go to the store; the ledger has it anyway.
 
     Attributes:
         taken: Prompts for which it must not leave.

@@ -40,21 +40,9 @@ _USED = 0.985
 class Runtime:
     """What a run works with.
 
-    Args:
-        model: The model that is asked.
-        store: Keeps answers; what it knows already is not asked.
-        price: USD per token at the tier that is asked for, `None` when unknown.
-        max_output_tokens: The most tokens that one reply can have, `None` when unknown.
-        limiter: Holds calls back to a shared rate.
-        budgets: Holds calls back to a cap on cost.
-        count: Text to tokens, as the model counts.
-        lease: Must be held while calls leave.
-        tier_prices: USD per token by tier; `None` if `price` holds at each.
-        on_warning: Called with a sentence that a person should know about the run.
-        on_job: Called with a sentence when a batch job was submitted, and with its progress.
-        connect_jobs: Connects the provider's batch API; raises `ConfigError` if it has none.
-        media_tokens: The most tokens that an image or document takes.
-        emitter: Emits the events of batches and calls.
+    `price` is that of the tier that is asked for, and holds at each if there are no `tier_prices`. The `lease` must be
+    held while calls leave. `count` says the tokens of a text, `media_tokens` the most that an image or document takes.
+    `on_warning` and `on_job` are called with a sentence. `connect_jobs` raises `ConfigError` if there is no batch API.
     """
 
     model: ChatModel

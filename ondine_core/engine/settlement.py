@@ -24,15 +24,7 @@ def charge_call(
     usage: Usage | None,
     tier: Tier,
 ) -> Charge:
-    """What a call is charged.
-
-    Args:
-        charge: `CostTracker.charge`, or `answered` for the stage of the call, which also counts it.
-        sent: The call.
-        reply: The model's reply; `None` if it was not received.
-        usage: The tokens that were billed; `None` for none.
-        tier: The price tier at which it was made.
-    """
+    """What a call is charged, by `CostTracker.charge`, or by `answered` for its stage, which also counts it."""
     if usage is None:
         return NOTHING
     return charge(

@@ -37,12 +37,7 @@ def render(
 ) -> Iterator[str | Failure | Skipped]:
     """The text of the prompt of each row in `indices`, lazily, or why the row has none.
 
-    Args:
-        prompt: What is asked.
-        columns: The columns it reads.
-        indices: The rows.
-        note: Called with what was done to each row, if rows are preprocessed.
-        on_missing: What is done with a row without a value in a column that the prompt needs.
+    `note` is called with what was done to each row, if rows are preprocessed.
     """
     for index in indices:
         what = "the row cannot be cleaned"

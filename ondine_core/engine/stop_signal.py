@@ -11,11 +11,7 @@ from ondine_core.errors import FatalError, OndineError
 
 
 class StopSignal:
-    """Ends a run early.
-
-    Attributes:
-        error: The first error that ended the run; `None` while it continues.
-    """
+    """Ends a run early; `error` is the first error that did, `None` while the run continues."""
 
     def __init__(self) -> None:
         self.error: OndineError | None = None

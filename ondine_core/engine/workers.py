@@ -61,17 +61,10 @@ class Asker:
         reason: CallReason | None = None,
         scratch: RunState | None = None,
     ) -> None:
-        """Ask the prompts of some rows.
+        """Ask `ready` batches, and then the `pending` keys, each with a row that asks for it.
 
-        Args:
-            pending: Keys, and a row that asks for each.
-            batch_size: Most rows a call.
-            ready: Batches to ask before these.
-            reason: Why all of these calls are made, if it is for one reason.
-            scratch: Takes the outcomes instead of the run, and of the store, which has the ledger only then.
-
-        Raises:
-            OndineError: What ended the run.
+        With a `reason`, all calls are made for that one. `scratch` takes the outcomes instead of the run and the store,
+        which has only the ledger then.
         """
         run = self._run
         run_state = scratch or run.run_state

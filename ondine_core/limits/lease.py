@@ -59,15 +59,7 @@ async def _renewed(lease: Lease) -> AsyncIterator[None]:
 
 
 class _State(NamedTuple):
-    """The numbers of a lease.
-
-    Args:
-        token: Identifies the holder; 0 for none.
-        ends_at: When it ends by the holder's wall clock; only `prune` reads it.
-        process: The holder's process, four numbers.
-        ends_at_boot: When it ends by the boot clock of the holder's machine.
-        ttl_s: How long it outlives its last renewal.
-    """
+    """The numbers of a lease: its holder's, and when it ends by the wall clock (for `prune`) and by the boot clock."""
 
     token: float = _NO_OWNER
     ends_at: float = 0.0
@@ -87,16 +79,8 @@ class _State(NamedTuple):
 class Lease:
     """A lease that one process holds, or waits for.
 
-    Args:
-        store: Shared by all who may want the lease.
-        name: What one at a time may work on.
-        clock: Its boot clock decides how long the lease is valid; `prune` removes old leases by the wall clock.
-        ttl_s: How long the lease outlives a holder that was killed.
-        process: The process that wants the lease.
-
-    Attributes:
-        token: Identifies the holder.
-        valid_until: By the boot clock: until then no other process can have taken it.
+    It outlives a holder that was killed by `ttl_s`. Until `valid_until`, by the boot clock of `clock`, no other process
+    can have taken it; `prune` removes old leases by the wall clock.
     """
 
     store: AnswerStore

@@ -70,13 +70,8 @@ class Prompt:
 class CompiledPrompt(Template):
     """A prompt that parsed.
 
-    Args:
-        source: Template text as written.
-        syntax: The syntax it is written in.
-        system: System message.
-        examples: Few-shot pairs: the input's columns, and the answer in the very form asked of the model.
-        preparation: What is done to a row before it is rendered, if anything is; to the examples it was done already.
-        reader: Reads the cells of the media columns; `None` if there are none.
+    `examples` have the columns of the input, and the answer in the very form asked of the model. `preparation` is done
+    to a row before it is rendered; to the examples it was done already. `reader` reads the cells of media columns.
     """
 
     source: str

@@ -342,10 +342,6 @@ class Connector(aiohttp.TCPConnector):
     It has no limit of its own: the engine bounds the calls in flight, and a second bound would make them queue inside
     their time-out. A server that was seen to send what was not asked for gets a connection for each call; so does one
     that closes connections under a request, for a minute.
-
-    Args:
-        max_bytes: Most bytes of one reply, headers apart.
-        resolve: Looks host names up; it may block.
     """
 
     def __init__(self, max_bytes: int, resolve: Resolve) -> None:

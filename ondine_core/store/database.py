@@ -31,10 +31,8 @@ class Database(Protocol):
     def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
         """The result of `work`, whose statements take effect together, durably and once, or not at all.
 
-        Args:
-            work: Runs statements; called again if the connection breaks before they are kept, or an assumption was
-                wrong.
-            locks: Names that no two transactions hold at once, whatever their process.
+        It is called again if the connection breaks before they are kept, or an assumption was wrong. No two
+        transactions of any processes hold one of the `locks` at once.
         """
 
     def write_at_once(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T | None:

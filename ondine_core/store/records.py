@@ -85,11 +85,9 @@ class Update(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Any other change within a transaction, made before what else is written in it.
+    """Any other change within a transaction, made before what else is written in it; `names` are of its numbers.
 
-    Args:
-        work: Makes it, and must not raise; called again if the connection breaks before it is kept.
-        names: The names of the numbers that it changes.
+    `work` must not raise, and is called again if the connection breaks before the change is kept.
     """
 
     work: Callable[[Database], Any]

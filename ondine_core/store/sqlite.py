@@ -35,14 +35,7 @@ _WRITES_A_CHECKPOINT = 200
 
 
 class SqliteDatabase:
-    """A `Database` in one file.
-
-    Args:
-        path: The file; missing folders are made. `":memory:"` keeps nothing.
-        durability: `"process"` survives kill -9, and a power cut but for the last second; `"power"` survives both.
-        wait_timeout_s: How long to wait for the lock of another process.
-        create: Whether to make the file if there is none.
-    """
+    """A `Database` in one file; `open_store` explains the arguments."""
 
     def __init__(self, path: str | Path, *, durability: Durability, wait_timeout_s: float, create: bool) -> None:
         self.location = str(path)

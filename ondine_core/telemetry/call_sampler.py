@@ -36,10 +36,9 @@ Emitted: TypeAlias = Event | OrdinaryCall
 
 
 class CallSampler:
-    """Passes on a number of ordinary calls a second, and gathers the others.
+    """Passes on `per_second` ordinary calls, a hundred more at the start or after a quieter time, and gathers the rest.
 
-    Args:
-        per_second: How many, and a hundred more at the start or after a quieter time; `None`: all.
+    Without a rate it passes on all.
     """
 
     def __init__(self, per_second: float | None) -> None:
