@@ -1,8 +1,8 @@
 r"""Texts as the rules read them: every script's digits, dashes and blanks as ASCII, and nothing that cannot be seen.
 
-A text may be JSON: of its escapes `\u0040` is read as `@`, and the `n` of a line feed is no letter. A text that does
-not begin like JSON is read with and without escapes, since `CORP\robert` has none. So a rule is written once, in plain
-ASCII, and finds what a phone, a form or an evasive writer made of a number.
+A text may be JSON: of its escapes `\u0040` is read as `@`, and `\n` as a line feed. A text that does not begin like
+JSON is read with and without escapes, since `CORP\robert` has none. So a rule is written once, in plain ASCII, and
+finds what a phone, a form or an evasive writer made of a number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ _UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-
 """Soft hyphens, joiners, marks of direction and the like."""
 _FULL_WIDTH = range(0xFF01, 0xFF5F)
 """The forms of ASCII's printable characters that are as wide as an ideograph."""
-_ESCAPE = re.compile(r"\\(?:\\|[bfnrt]|u([0-9A-Fa-f]{4}))")
+_ESCAPE = re.compile(r"""\\(?:([\\/"bfnrt])|u([0-9A-Fa-f]{4}))""")
+_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _JSON = re.compile(r'\s*(?:[{"]|\[\s*[\[{"])')
 
 Places: TypeAlias = tuple[list[int], list[int]]
@@ -49,7 +50,8 @@ def _unescape(text: str) -> tuple[str, Places]:
     at = 0
     for escape in _ESCAPE.finditer(text):
         start, end = escape.span()
-        pieces += (text[at:start], chr(int(escape[1], 16)) if escape[1] else "\\")
+        character = chr(int(escape[2], 16)) if escape[2] else _ESCAPED.get(escape[1], escape[1])
+        pieces += (text[at:start], character)
         starts += range(at, start + 1)
         ends += (*range(at + 1, start + 1), end)
         at = end

@@ -74,6 +74,10 @@ def test_the_guide_has_the_figures_of_the_corpus() -> None:
         ("07700900123", [("PHONE", "07700900123")]),
         (r"from CORP\robert@example.com", [("EMAIL", "robert@example.com")]),
         (r"one line\n4111 1111 1111 1111", [("CREDIT_CARD", "4111 1111 1111 1111")]),
+        (r'["DE89 3704 0044\r\n0532 0130 00\r\nBank"]', [("IBAN", r"DE89 3704 0044\r\n0532 0130 00")]),
+        (r'["DE89\t3704\t0044\t0532\t0130\t00"]', [("IBAN", r"DE89\t3704\t0044\t0532\t0130\t00")]),
+        (r'["https:\/\/bob:pa55word@example.com\/x"]', [("API_KEY", "bob:pa55word@example.com")]),
+        (r'["{\"password\": \"hunter2hunter2\", \"n\": 1}"]', [("API_KEY", "hunter2hunter2")]),
     ],
 )
 def test_a_datum_is_found_whole_and_alone(text: str, found: list[tuple[str, str]]) -> None:
