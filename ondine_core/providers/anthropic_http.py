@@ -26,7 +26,6 @@ from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_client import Endpoint, constant
 from ondine_core.providers.http_errors import ADVICE
 from ondine_core.providers.reply_body import max_reply_bytes
-from ondine_core.providers.reply_text import heeds_schema
 from ondine_core.providers.tiers import tier_fields
 from ondine_core.providers.usage import usage_of
 from ondine_core.types.protocols import ChatModel
@@ -61,7 +60,6 @@ class _AnthropicModel(HttpModel):
         self._fields, self._structure = fields, structure
         self._tier_fields = {tier: tier_fields(spec, tier) for tier in get_args(Tier)}
         self._cache_mark = cache_mark(spec)
-        self._heeds_schemas = False  # as far as is known
         limit = max_reply_bytes(fields["max_tokens"])
         super().__init__(anthropic_endpoint(spec), self._write, message_reply, max_reply_bytes=limit)
 
@@ -81,21 +79,13 @@ class _AnthropicModel(HttpModel):
                     may_use_tool = structure == "json_schema" and may_force_tool(self._fields)
                     self._structure = "tool" if may_use_tool else "words"
             else:
-                self._learn_from(reply, call, structure)
+                if structure != "words" and call.json_schema is not None and self.ignores_schemas(reply):
+                    self._structure = "words"
                 return reply
 
     def _write(self, call: Call) -> bytes:
         fields = {**self._fields, **self._tier_fields[call.tier]}
         return message_body(fields, call, self._structure, self._cache_mark)
-
-    def _learn_from(self, reply: Reply, call: Call, structure: Structure) -> None:
-        """Whether the server heeds schemas: one that answers the first of them with plain text does not know them."""
-        if self._heeds_schemas or structure == "words" or call.json_schema is None:
-            return
-        heeds = heeds_schema(reply)
-        self._heeds_schemas = bool(heeds)
-        if heeds is False:
-            self._structure = "words"
 
 
 _FORMAT_REFUSED = re.compile(r"output[_ ]config|output[_ ]format|structured[ _-]outputs?|schema|grammar", re.IGNORECASE)

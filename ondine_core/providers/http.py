@@ -23,6 +23,7 @@ from ondine_core.providers.http_connection import OutOfStepError, Target, max_ca
 from ondine_core.providers.http_errors import Response, lost, turned_away, unreadable
 from ondine_core.providers.rate_limit_headers import hold_off_s
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decode, decompress
+from ondine_core.providers.reply_text import heeds_schema
 from ondine_core.providers.usage import stated_usd_in
 from ondine_core.types.values import Call, Reply
 
@@ -62,6 +63,7 @@ class HttpModel:
         connect_s = min(CONNECT_TIMEOUT_S, endpoint.timeout_s * _CONNECT_SHARE)
         self._timeout = aiohttp.ClientTimeout(total=endpoint.timeout_s, connect=connect_s, ceil_threshold=inf)
         self._target = Target(endpoint.url, {**HEADERS, **self._headers}, self._timeout)
+        self.heeds_schemas = False  # as far as is known
         self._own_ids, self._numbers = f"ondine-{token_hex(8)}", count()
         self.max_concurrency = max_calls()
         self.max_batch_size: int | None = None
@@ -112,6 +114,12 @@ class HttpModel:
             stated_usd_in(response.headers) if reply.stated_usd is None else reply.stated_usd,
             reply.tier,
         )
+
+    def ignores_schemas(self, reply: Reply) -> bool:
+        """Whether a reply to a schema shows that the server does not know them; one that heeded an earlier one does."""
+        heeds = self.heeds_schemas or heeds_schema(reply)
+        self.heeds_schemas = bool(heeds)
+        return heeds is False
 
     async def aclose(self) -> None:
         """Close the connections."""

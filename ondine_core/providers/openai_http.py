@@ -19,7 +19,6 @@ from ondine_core.providers.media_parts import openai_content
 from ondine_core.providers.openai_servers import find_access
 from ondine_core.providers.prompt_cache import cache_key_field, prefix_id, prefix_of
 from ondine_core.providers.reply_body import max_reply_bytes
-from ondine_core.providers.reply_text import heeds_schema
 from ondine_core.providers.request_form import PLAIN_FORM, RequestForm
 from ondine_core.providers.settings import request_fields
 from ondine_core.providers.tiers import tier_fields
@@ -53,7 +52,6 @@ class OpenAIModel(HttpModel):
     def __init__(self, endpoint: Endpoint, spec: ModelSpec, fixed: Mapping[str, Any], form: RequestForm) -> None:
         self._writer = ChatWriter(spec, fixed, endpoint.url)
         self._form, self._max_output_tokens = form, spec.max_output_tokens
-        self._heeds_schemas = False  # as far as is known
         limit = max_reply_bytes(spec.max_output_tokens)
         super().__init__(endpoint, self._write, chat_reply, max_reply_bytes=limit)
 
@@ -72,18 +70,10 @@ class OpenAIModel(HttpModel):
                     raise
                 self._form = better or self._form  # another call may have learnt it meanwhile
             else:
-                self._learn_from(reply, call, form)
+                if not self.heeds_schemas and form.write(call)[1] is not None and self.ignores_schemas(reply):
+                    self._form = replace(self._form, structure="words")
                 return reply
         return await super().__call__(call)
-
-    def _learn_from(self, reply: Reply, call: Call, form: RequestForm) -> None:
-        """Whether the server heeds schemas: one that answers the first of them with plain text does not know them."""
-        if self._heeds_schemas or form.write(call)[1] is None:
-            return
-        heeds = heeds_schema(reply)
-        self._heeds_schemas = bool(heeds)
-        if heeds is False:
-            self._form = replace(self._form, structure="words")
 
     def _write(self, call: Call) -> bytes:
         return self._writer.write(call, self._form)
