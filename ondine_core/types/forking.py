@@ -9,8 +9,9 @@ import asyncio
 import os
 import selectors
 import threading
+from itertools import count
 from typing import Any, Protocol
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 
 class Closable(Protocol):
@@ -20,16 +21,19 @@ class Closable(Protocol):
         """Close it."""
 
 
-_locks: WeakSet[Any] = WeakSet()
+_locks: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_numbers = count()
 _not_inherited: WeakSet[Any] = WeakSet()
 _held: list[Any] = []
 _forking = threading.RLock()
 
 
 def make_lock() -> Any:
-    """A lock for which a fork waits: in the new process its owner would not exist, and never release it."""
-    lock = threading.RLock()
-    _locks.add(lock)
+    """A lock for which a fork waits: in the new process its owner would not exist, and never release it.
+
+    Its owner may wait for older ones only, since a fork takes the newest first.
+    """
+    lock = _locks[next(_numbers)] = threading.RLock()
     return lock
 
 
@@ -49,7 +53,7 @@ def make_event_loop() -> asyncio.AbstractEventLoop:
 
 def _before() -> None:
     _forking.acquire()
-    for lock in list(_locks):
+    for _, lock in sorted(_locks.items(), reverse=True):
         lock.acquire()
         _held.append(lock)
 

@@ -47,9 +47,27 @@ while run.is_alive():
     ends.add(end_of_child(lambda: ask([f"in the child {os.getpid()}"])))
 print(ends)
 """
+IN_NESTED_LOCKS = """
+from ondine_core.types.forking import make_lock
+locks = [make_lock() for _ in range(6)]
+ended = threading.Event()
+
+def use(newer, older):
+    while not ended.is_set():
+        with newer, older:
+            pass
+
+for newer, older in zip(locks[1:], locks):
+    threading.Thread(target=use, args=(newer, older)).start()
+ends = {end_of_child(int) for _ in range(20)}
+ended.set()
+print(ends)
+"""
 
 
-@pytest.mark.parametrize(("program", "ends"), [(IN_A_FUNCTION, "{(0, 3, 0)}"), (IN_ANOTHER_THREAD, "{0}")])
+@pytest.mark.parametrize(
+    ("program", "ends"), [(IN_A_FUNCTION, "{(0, 3, 0)}"), (IN_ANOTHER_THREAD, "{0}"), (IN_NESTED_LOCKS, "{0}")]
+)
 def test_process_may_be_forked_during_a_run(program: str, ends: str, tmp_path: Path) -> None:
     """Neither process hangs; the new one may use the same store, and leaves event loop and locks of the first alone."""
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM + program, str(tmp_path / "answers.db")]
