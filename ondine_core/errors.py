@@ -61,7 +61,6 @@ class TransientError(ProviderError):
     """Asking the same again may succeed: overload, rate limit, time-out, broken connection.
 
     Args:
-        message: What happened.
         retry_after_s: Seconds the provider asked to wait, `None` when it named none.
         cost_unknown: The call may have been billed although no reply was seen (time-out, connection lost).
         kind: `"limited"` if a rate limit refused the call, `"overloaded"` if capacity was missing (time-outs
@@ -94,7 +93,6 @@ class RefusedError(ProviderError):
     """The provider refuses this request for what it contains; asking the same again is useless.
 
     Args:
-        message: What happened.
         usage: Tokens that were billed without a usable reply, `None` when none were.
         stated_usd: What the provider says they cost, `None` where it does not.
         tier: The price class at which they were billed, in the provider's words.
@@ -125,9 +123,7 @@ class RefusedError(ProviderError):
 class InvalidReplyError(ProviderError):
     """The provider refused to pass on what its model wrote, since it is not in the form that was asked for.
 
-    Args:
-        message: What happened.
-        reply: What the model wrote, as far as the provider shows it; whether its tokens are billed is not known.
+    `reply` is that, as far as the provider shows it; whether its tokens are billed is not known.
     """
 
     def __init__(self, message: str, reply: Reply) -> None:
@@ -143,7 +139,6 @@ class FatalError(ProviderError):
     """No request can succeed until someone acts: wrong key, missing permission, unknown model, no credit.
 
     Args:
-        message: What happened.
         fault: `"account"` if that holds at any time; `"setup"` if a request of this definition is refused, which is the
             row's matter once others were answered; `"permission"` if no reason is given, which is believed when it
             repeats and nothing was answered.
@@ -165,10 +160,7 @@ class BudgetExhaustedError(OndineError):
 class JobsUnderWayError(OndineError):
     """Batch jobs of the provider have not ended; a later run reads their results, and asks nothing of them again.
 
-    Args:
-        message: What is under way.
-        jobs: Each of the jobs.
-        rows_left: Rows that have no outcome yet.
+    `rows_left` rows have no outcome yet.
     """
 
     def __init__(self, message: str, jobs: Sequence[JobRecord] = (), rows_left: int = 0) -> None:
@@ -180,9 +172,7 @@ class JobsUnderWayError(OndineError):
 class FailedRowsError(OndineError):
     """More rows failed than `max_error_rate` allows; the answers that arrived are stored.
 
-    Args:
-        message: What happened.
-        retry_helps: Some rows were out of reach and may be answered next time; others fail the same way again.
+    If `retry_helps`, some rows were out of reach and may be answered next time; others fail the same way again.
     """
 
     def __init__(self, message: str, *, retry_helps: bool = False) -> None:

@@ -36,12 +36,8 @@ _REQUEST_ID = "X-Request-Id"
 class HttpModel:
     """A `ChatModel` behind one HTTP address that takes and gives JSON.
 
-    Args:
-        endpoint: Where calls are posted, and as whom.
-        body: Writes a call as JSON.
-        read: Takes the reply out of the decoded JSON; its `latency_s` is filled in here.
-        max_reply_bytes: Most bytes of a reply, compressed or not.
-        wall: Wall clock, for a `Retry-After` or a limit's reset that names a date.
+    `body` writes a call, and `read` takes the reply out of the decoded JSON, without its `latency_s`. `wall` is the
+    clock for a `Retry-After` or a limit's reset that names a date.
     """
 
     def __init__(

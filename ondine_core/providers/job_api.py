@@ -23,10 +23,8 @@ class JobLimits:
 class NewJob:
     """A job that is about to be created.
 
-    Args:
-        marker: Names the job, 16 hexadecimal digits; each custom id is the marker, a hyphen and a number.
-        file: The requests as `JobApi.write` wrote them, one a line.
-        requests: How many there are.
+    The `marker` names it, 16 hexadecimal digits; each custom id is the marker, a hyphen and a number. The `file` has
+    its requests as `JobApi.write` wrote them, one a line.
     """
 
     marker: str

@@ -24,14 +24,7 @@ _LIMIT_FIELDS: Final[tuple[LimitField, ...]] = ("max_tokens", "max_completion_to
 
 @dataclass(frozen=True, slots=True)
 class RequestForm:
-    """What a server takes.
-
-    Args:
-        structure: How its models are held to a schema.
-        subset: What its strict mode knows.
-        limit_field: What it calls the bound on output tokens.
-        system_role: Whether a conversation may begin with a system message.
-    """
+    """What a server takes; `subset` is what its strict mode knows, `limit_field` its word for the bound on tokens."""
 
     structure: Structure = "json_schema"
     subset: SchemaSubset = ALL

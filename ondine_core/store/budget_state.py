@@ -37,11 +37,8 @@ class Holding(NamedTuple):
 class BudgetState(NamedTuple):
     """The numbers of a budget, in whole units.
 
-    Args:
-        charged: Spent, and held for calls in flight.
-        settled: Spent.
-        warned: The highest threshold that was warned of.
-        holdings: What each process holds; together the difference.
+    What is `settled` is spent, what is `charged` is spent or held for calls in flight, and `holdings` are what each
+    process holds. `warned` is the highest threshold that was warned of.
     """
 
     charged: float = 0.0

@@ -85,10 +85,7 @@ class CallStarted(NamedTuple):
 class Claim:
     """A prompt that another run has in flight.
 
-    Args:
-        call: The call that carries it.
-        run: The part of its identity that all calls of that run have in common.
-        process: Where that run is, as it was given to `join`; empty for a batch job, which is in no process.
+    `run` is what the identities of all calls of that run begin with; a batch job is in no `process`.
     """
 
     call: bytes
@@ -129,11 +126,7 @@ class CallFinished(NamedTuple):
 class UsageTotals:
     """Totals of the calls of one kind in the ledger.
 
-    Args:
-        calls: How many.
-        usage: Their tokens.
-        usd: What they cost, `None` when a price is unknown.
-        at_most_calls: How many of them are in `usd` with the most that they can cost.
+    `usd` is `None` when a price is unknown; `at_most_calls` are in it with the most that they can cost.
     """
 
     calls: int = 0

@@ -250,11 +250,7 @@ RowOutcome: TypeAlias = Outcome | Skipped
 class Item:
     """A unique prompt on its way.
 
-    Args:
-        key: Its content address.
-        text: The rendered prompt.
-        fields: The values of its placeholders, as texts, for when the instructions travel apart from them.
-        media: The images and documents that it refers to.
+    `fields` are the values of its placeholders, as texts, for when the instructions travel apart from them.
     """
 
     key: Key

@@ -25,14 +25,7 @@ NO_ANSWER = "(no answer)"
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """The score of one label.
-
-    Args:
-        label: The label, as JSON text.
-        expected: Rows that have it.
-        answered: Rows whose answer it is.
-        met: Rows of which both is true.
-    """
+    """The score of one label, a JSON text: how many rows have it, got it as their answer, and both."""
 
     label: str
     expected: int
@@ -59,9 +52,7 @@ class LabelScore:
 class Score:
     """The score of a column's answers against its labels.
 
-    Args:
-        column: The output column.
-        confusion: Rows by label and answer, each JSON text; the answer of a row that has none is `NO_ANSWER`.
+    `confusion` has rows by label and answer, each JSON text; the answer of a row that has none is `NO_ANSWER`.
     """
 
     column: str

@@ -24,10 +24,7 @@ _WORD_ENDS = re.compile(r"(?<=\S)(?=\s)")
 class Truncation:
     """A step of cleaning: `truncate`, ready to be applied to texts.
 
-    Args:
-        max_tokens: Most tokens a text may have, its mark included.
-        model: The model whose tokenizer counts.
-        mark: Appended where something was cut.
+    The `max_tokens`, by the tokenizer of `model`, include the `mark`, which is appended where something was cut.
     """
 
     max_tokens: int

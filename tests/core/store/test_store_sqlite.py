@@ -310,7 +310,7 @@ for _ in range(3):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit to set")
-def test_lack_of_descriptors_is_said(tmp_path: Path) -> None:
+def test_error_names_a_lack_of_descriptors(tmp_path: Path) -> None:
     """SQLite says only that it cannot open a file; the permissions are not blamed."""
     command = [sys.executable, "-c", WITHOUT_DESCRIPTORS, str(tmp_path / "answers.db")]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
