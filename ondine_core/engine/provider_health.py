@@ -47,6 +47,7 @@ class ProviderHealth:
         self._replied = self._answered = False
         self._no_capacity_since: float | None = None  # and no reply since
         self._failing: set[tuple[Key, ...]] = set()  # since the last reply
+        self._lost: set[Key] = set()  # prompts of which a larger batch lost as many calls as it may
         self._doubted: FatalError | None = None
         self._doubts = 0
         self._unreachable_in_a_row = 0
@@ -94,9 +95,15 @@ class ProviderHealth:
         is_down = is_long and not self._may_be_of_a_row(error)
         return len(keys) > 1 and self._unreachable_in_a_row <= _MAX_HALVINGS and not is_down
 
-    def note_halved(self, keys: tuple[Key, ...]) -> None:
+    def note_halved(self, keys: tuple[Key, ...], error: TransientError) -> None:
         """Record that a batch of these prompts is asked in halves, which take its place among failing calls."""
         self._failing.discard(keys)
+        if error.times_lost >= self._run.policy.retry.max_lost:
+            self._lost.update(keys)
+
+    def lost_before(self, keys: tuple[Key, ...]) -> int:
+        """How many lost calls count against a call with these prompts before it is made."""
+        return 0 if self._lost.isdisjoint(keys) else self._run.policy.retry.max_lost - 1
 
     # -- what is at fault ------------------------------------------------------------------------------------------
 

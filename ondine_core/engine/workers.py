@@ -165,13 +165,14 @@ class Asker:
                 result = run.interpreter.fail(batch, oversize)
             else:
                 attempt = partial(self._attempt, encoded, part, observer)
-                result = await retry(attempt, run.policy.retry, self._sleep, run.clock.rng)
+                lost = self._health.lost_before(tuple([item.key for item in batch.items]))
+                result = await retry(attempt, run.policy.retry, self._sleep, run.clock.rng, lost)
         except (FatalError, BudgetExhaustedError) as fatal:
             observer.ended(0, 0, len(batch.items), fatal)
             run.stop.stop(fatal)
             return ()
-        except TransientError as lost:
-            result, error = self._give_up(batch, lost), lost
+        except TransientError as transient:
+            result, error = self._give_up(batch, transient), transient
         if result.taken:
             observer.ended(0, 0, len(batch.items))
             run.others.defer(item for item in batch.items if item.key in result.taken)
@@ -230,7 +231,7 @@ class Asker:
         usd = None if error.times_lost else Decimal(0)
         keys = tuple([item.key for item in batch.items])
         if self._health.should_halve(keys, error):
-            self._health.note_halved(keys)
+            self._health.note_halved(keys, error)
             return self._run.interpreter.halve(batch, failure, usd)
         return self._run.interpreter.fail(batch, failure, usd)
 

@@ -23,7 +23,8 @@ class RetryPolicy:
         max_attempts: Calls in all, the first included.
         first_wait_s: Longest first pause; it doubles from call to call.
         max_wait_s: Longest pause this policy chooses itself; a provider's `Retry-After` may be longer.
-        max_lost: Calls in all that may have been billed without a reply, as after a time-out.
+        max_lost: Calls in all that may have been billed without a reply, as after a time-out. Each half of a batch of
+            which so many were lost may lose one more.
         max_retry_after_s: A provider that asks for a longer pause than this is not waited for.
         max_outage_s: How long no call may be answered before the run ends. An outage is waited out, probed by one call
             at a time, and is not an attempt of any call.
@@ -75,14 +76,16 @@ async def retry(
     policy: RetryPolicy,
     sleep: Callable[[float], Awaitable[None]],
     rng: random.Random,
+    lost: int = 0,
 ) -> T:
     """The result of the first of the calls that `policy` allows which does not fail with a `TransientError`.
+
+    Of the calls that may get lost, `lost` have been made.
 
     Raises:
         TransientError: That of the last call.
     """
     attempt = 1
-    lost = 0
     while True:
         try:
             return await make(attempt)

@@ -146,12 +146,16 @@ def test_unreachable_rows_fail_with_the_reason() -> None:
     ("fault", "rows", "max_outage_s"), [(status(500), 30, 0.5), (cut, 5, 10.0), (cut, 30, 10.0), (garbage, 30, 10.0)]
 )
 def test_row_that_the_server_cannot_bear_costs_its_batch_nothing(fault: Fault, rows: int, max_outage_s: float) -> None:
-    """A batch whose calls all fail is halved down to the row that makes them fail; its neighbours are answered."""
+    """A batch whose calls all fail is halved down to the row that makes them fail; its neighbours are answered.
+
+    Only the whole batch may lose `max_lost` calls, and each half one.
+    """
     retry = RetryPolicy(max_attempts=3, max_lost=3, first_wait_s=0.001, max_wait_s=0.01, max_outage_s=max_outage_s)
     with Provider(echo_each, fault=matching("row 3", fault)) as provider:
         report = ask(provider, texts(rows), options(retry=retry, batch_size=5))
     assert [row for row, reason in enumerate(report.errors()) if reason] == [3]
     assert "unreachable" in report.errors()[3]
+    assert report.spend.unknown <= retry.max_lost + 3
 
 
 @pytest.mark.parametrize(("rows", "failed"), [([3], [3]), ([0, 1, 2, 3, 4], [3])])
