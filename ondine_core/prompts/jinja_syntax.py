@@ -19,6 +19,7 @@ def compile_jinja2(source: str) -> Template:
     """A Jinja2 template, run in a sandbox; undefined names fail."""
     # Autoescape is for HTML; a model must see the text as it stands.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    del environment.filters["random"]  # another prompt in each run is paid again
     environment.filters |= dict.fromkeys(MEDIA_KINDS, lambda value: value)
     try:
         tree = environment.parse(source)

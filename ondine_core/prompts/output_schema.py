@@ -80,12 +80,17 @@ def compile_schema(output: Output) -> OutputSchema:
     Args:
         output: One of: a Pydantic model, a column a field; a JSON schema `{"type": "object", "properties": {...}}`;
             a mapping of column to Python type (`str`, `int`, `float`, `bool`, `Literal[...]`, `list[str]`, ...) or to a
-            type name or JSON schema (`"string"`, `{"type": "string", "enum": [...]}`); a compiled regular expression,
-            a column a named group; the name of one column of free text.
+            type name or JSON schema (`"string"`, `{"type": "string", "enum": [...]}`); a regular expression, compiled
+            or as text, a column a named group; the name of one column of free text.
     """
     if isinstance(output, str | Mapping):
         check_text(output, "output")
     match output:
+        case str() if is_pattern(output):
+            try:
+                return _regular_expression(re.compile(output))
+            except re.error as error:
+                raise ConfigError(f"output={output!r} is not a regular expression: {error}.") from None
         case str():
             return _free_text(output)
         case re.Pattern():
@@ -100,8 +105,13 @@ def compile_schema(output: Output) -> OutputSchema:
         case _:
             raise ConfigError(
                 f"output={output!r} is not understood; give a Pydantic model, a JSON schema of an object, a mapping of "
-                "column to type, a compiled regular expression with named groups, or a column name."
+                "column to type, a regular expression with named groups, or a column name."
             )
+
+
+def is_pattern(output: Any) -> bool:
+    """Whether `output` is a text with a regular expression, and not the name of a column."""
+    return isinstance(output, str) and "(?P<" in output
 
 
 # -- one free-text column, or named groups -------------------------------------------------------------------------

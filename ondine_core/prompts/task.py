@@ -71,6 +71,12 @@ def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) 
             meant = did_you_mean(column, [name for name in names if isinstance(name, str)])
             columns = f"The columns are {', '.join(map(repr, names))}." if names else "They have no columns at all."
             raise ConfigError(f"The prompt reads column {column!r}, which the rows do not have.{meant} {columns}")
+    for name in names:
+        if f"{{{name}}}" in (task.prompt.system or ""):
+            raise ConfigError(
+                f"The system message has {{{name}}}, but it is the same for every row and sent as it stands; write the "
+                "placeholder in the text of the prompt."
+            )
     for output in task.schema.names:
         if output in names and not overwrite:
             raise ConfigError(

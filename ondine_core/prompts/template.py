@@ -229,7 +229,7 @@ def _source(spec: Prompt) -> tuple[str, str]:
     else:
         path = Path(spec.file)
         try:
-            text = path.read_text(encoding="utf-8").strip()
+            text = path.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"Cannot read the prompt file {str(path)!r} ({type(error).__name__}).") from error
         syntax = spec.syntax or ("jinja2" if path.suffix in (".j2", ".jinja", ".jinja2") else "braces")

@@ -6,7 +6,6 @@ is nothing but `{{ ... }}` is a template of Dagster's.
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -23,6 +22,7 @@ from pydantic import ConfigDict, Field
 from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.media import MediaOptions
 from ondine_core.preprocessing.media.media_options import Detail
+from ondine_core.prompts.output_schema import is_pattern
 from ondine_core.prompts.template import Example, Prompt
 from ondine_dagster.component.templates import fill
 
@@ -129,12 +129,7 @@ def _example(example: Any) -> Example:
 
 
 def _resolve_output(context: dg.ResolutionContext, value: str | Mapping[str, Any]) -> Any:
-    if isinstance(value, str) and "(?P<" in value:
-        try:
-            return re.compile(value)
-        except re.error as error:
-            raise ConfigError(f"output={value!r} is not a regular expression: {error}.") from None
-    return fill(context, value)
+    return value if is_pattern(value) else fill(context, value)
 
 
 ResolvedPrompt: TypeAlias = Annotated[

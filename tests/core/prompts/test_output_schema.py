@@ -180,6 +180,7 @@ def test_named_groups_are_columns() -> None:
     assert schema.parse("It is POS 5") == {"label": "POS", "score": "5"}
     assert schema.parse("neg") == {"label": "neg", "score": None}
     assert "does not match" in refusal(schema, "no idea")
+    assert compile_schema(r"(?P<label>pos|neg)").parse("it is neg") == {"label": "neg"}
 
 
 def test_a_name_is_a_column_of_free_text() -> None:
@@ -245,6 +246,7 @@ def test_secret_field_is_refused(output: Any, field: str) -> None:
     [
         (" ", "empty name"),
         (re.compile("x"), "write (?P<column>...) for each column"),
+        ("(?P<mood>good|bad", "output='(?P<mood>good|bad' is not a regular expression: missing )"),
         (Empty, "no columns; each field or property is an output column"),
         ({}, "no columns"),
         ({"type": "object", "properties": {}}, "no columns"),

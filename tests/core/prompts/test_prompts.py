@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +305,31 @@ def test_file_name_decides_the_syntax(tmp_path: Path, name: str, syntax: str, gi
     assert (prompt.syntax, prompt.columns) == (syntax, ("a",))
     assert prompt.render({"a": "x"}) == "Größe: x"
     assert compiled(Prompt(file=str(file), syntax=given)) == prompt
+
+
+def test_byte_order_mark_of_a_file_is_no_part_of_the_prompt(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    file = tmp_path / "prompt.md"
+    file.write_text("Ask {a}", encoding="utf-8-sig")
+    assert compiled(Prompt(file=file)).render({"a": "x"}) == "Ask x"
+
+
+def test_jinja2_has_no_filter_that_is_another_in_each_run() -> None:
+    """Its rows would be asked and paid again by each run."""
+    with pytest.raises(ConfigError, match="No filter named 'random'"):
+        jinja("{{ [a, 'b']|random }}")
+
+
+@pytest.mark.parametrize(
+    "prompt", [Prompt("{a}", system="A {b} shop"), Prompt("{{ a }}", system="A {a}", syntax="jinja2")]
+)
+def test_placeholder_in_the_system_message_is_an_error(prompt: Prompt) -> None:
+    """It would be sent as it stands; other braces may."""
+    with pytest.raises(ConfigError, match=r"The system message has \{[ab]\}, but it is the same for every row"):
+        enrich_sync({"a": ["x"], "b": ["y"]}, prompt=prompt, output="c", model=ScriptedModel({"": "ok"}))
+    other = replace(prompt, system='Answer {"c": "..."} or {d}.')
+    report = enrich_sync({"a": ["x"], "b": ["y"]}, prompt=other, output="c", model=ScriptedModel({"": "ok"}))
+    assert report.column("c") == ["ok"]
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
