@@ -65,8 +65,9 @@ def has_ended(process: Process) -> bool:
     return seen is not None and (seen[0] in "ZX" or seen[1] != process.started_at)
 
 
+@cache
 def _host() -> float:
-    # The host name tells machines apart that were cloned with their boot id.
+    # It stays what it was at first, although DHCP may rename a machine. The host name tells machines apart that were cloned with their boot id.
     return _identify("pid", socket.gethostname())
 
 
