@@ -67,7 +67,7 @@ def has_ended(process: Process) -> bool:
 
 @cache
 def _host() -> float:
-    # It stays what it was at first, although DHCP may rename a machine. The host name tells machines apart that were cloned with their boot id.
+    # The host name tells machines apart that were cloned with their boot id. DHCP may change it, so it is read once.
     return _identify("pid", socket.gethostname())
 
 
