@@ -48,6 +48,9 @@ def _backup(database: Database, options: argparse.Namespace) -> None:
 @contextmanager
 def _put_in_place(target: Path) -> Iterator[Path]:
     """A new file, for its owner only, that takes the place of `target` when it is whole."""
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a folder" if target.is_dir() else "is in a folder that does not exist"
+        raise ConfigError(f"{str(target)!r} {what}; name a new file in a folder that exists.")
     part = make_new_file(target, ".part")
     try:
         yield part

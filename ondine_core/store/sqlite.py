@@ -323,6 +323,7 @@ _OS_ADVICE = {
     **dict.fromkeys((errno.EIO, errno.ENOSPC, errno.EDQUOT), _ADVICE[sqlite3.SQLITE_IOERR]),
     errno.EMFILE: "This process may open no more files: raise `ulimit -n` and run again; what was stored is safe.",
     errno.ENFILE: "This machine may open no more files: close some and run again; what was stored is safe.",
+    errno.EISDIR: "It is a folder: name a file in it.",
     errno.ENAMETOOLONG: "The name is too long for its folder, with the 8 bytes that SQLite adds; choose a shorter one.",
 }
 _FILES_OF_A_STORE = 4

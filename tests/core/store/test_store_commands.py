@@ -435,7 +435,11 @@ def test_password_is_not_repeated(arguments: list[str], capsys: pytest.CaptureFi
     assert captured.err
 
 
-def test_export_that_cannot_be_written_is_an_error(place: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder that does not exist is an error in one line."""
+def test_export_that_cannot_be_written_is_an_error(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder, and a file in one that does not exist, are errors in one line that names them."""
     assert main([place, "export", "-o", "/nowhere/all.jsonl"]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    assert capsys.readouterr().err.startswith("error: '/nowhere/all.jsonl' is in a folder that does not exist; name a")
+    assert main([place, "export", "-o", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {str(tmp_path)!r} is a folder; name a new file")

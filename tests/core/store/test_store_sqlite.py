@@ -229,7 +229,7 @@ def of_someone_else(path: Path) -> None:
     [
         (no_database, "not a database.*name another store"),
         (newer, "format 99.*upgrade"),
-        (Path.mkdir, "directory.*name another store"),
+        (Path.mkdir, "directory.*It is a folder: name a file in it"),
         (of_someone_else, "something else.*name another store"),
     ],
 )
