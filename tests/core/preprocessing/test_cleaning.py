@@ -28,7 +28,6 @@ from ondine_core.providers.tokenizer import counter
 from tests.support.growth import grows_no_faster_than_its_text
 
 COUNT = counter("openai/gpt-4o-mini")
-COUNT("so that the first test does not wait for the encoding")
 NAMED = ("unicode", "nfkc", "control", "html", "markdown", "whitespace", "punctuation")
 STEPS: dict[str, Callable[[str], str]] = dict(zip(NAMED, find_steps(NAMED), strict=True)) | {"truncate": truncate(50)}
 TEXTS = st.text(st.characters(), max_size=60) | st.text(
