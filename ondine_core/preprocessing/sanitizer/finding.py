@@ -43,6 +43,9 @@ def compile_rule(rule: Rule) -> re.Pattern[str]:
     return re.compile(rule.pattern, re.ASCII if rule.folded else 0)
 
 
+_compile = cache(re.compile)
+
+
 def find(text: str, rules: Sequence[Rule]) -> list[Span]:
     """What `rules` find in `text`, in order and without overlaps; of two that overlap, the first rule names the union.
 
@@ -75,6 +78,8 @@ def _matches(text: str, rules: Iterable[Rule]) -> Iterator[_Match]:
             continue
         for folded, lowered, digits, places in readings:
             if digits < rule.digits or (rule.hints and not any(map(lowered.__contains__, rule.hints))):
+                continue
+            if rule.needs and (folded.isascii() or not _compile(rule.needs).search(folded)):
                 continue
             found = _search(rule, folded)
             if places is None:

@@ -29,6 +29,7 @@ class Rule:
         digits: A text without a number of this many digits, up to three blanks and marks between them, has no match.
         hints: A text with none of these (in lower case) has no match; empty for no such short cut.
         folded: Whether the pattern is read over the folded text, or over the text as it stands.
+        needs: A text in ASCII, or without a match of this pattern, has none of the rule; empty for no such short cut.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Rule:
     digits: int = 0
     hints: tuple[str, ...] = ()
     folded: bool = True
+    needs: str = ""
 
 
 _KEYS = {
@@ -69,6 +71,13 @@ _BEFORE_A_VALUE = (
 # Marks are letters as well: some systems write an accent behind its letter.
 _LETTERS = "A-Za-z\u00c0-\u024f\u0300-\u052f"
 _IN_NAME = rf"{_LETTERS}0-9_.+-"
+# Those of Armenian, Hebrew, Arabic, Indian scripts, Thai, Georgian, Ethiopic, Khmer, Japanese, Chinese and Korean.
+_OTHER_LETTERS = (
+    "\u0531-\u0556\u0561-\u0587\u0591-\u05ea\u0620-\u065f\u066e-\u06d3\u06d5-\u06ff\u0900-\u0963\u0966-\u0dff\u0e01-\u0e4e"
+    "\u0e80-\u0ecd\u1000-\u1049\u10a0-\u10fa\u1200-\u135a\u1780-\u17d3\u3005-\u3007\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003134f"
+)
+_ANY_NAME = f"{_OTHER_LETTERS}{_IN_NAME}"
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
 _EXTENSION = r"(?:[ ,]{0,2}(?:x|ext[.]?|extension|#)[ .:]{0,2}[0-9]{1,6}(?![0-9]))?"
 # Not inside a longer word or number, nor a later part of one.
@@ -117,6 +126,16 @@ RULES: tuple[Rule, ...] = (
         rf"(?<![{_IN_NAME}])(?<![{_IN_NAME}]')[{_IN_NAME}]++(?:'[{_IN_NAME}]++)*+(?:@|%40)(?![0-9]x[.])"
         rf"(?:[{_LETTERS}0-9-]{{1,63}}+[.]){{1,30}}(?:xn--[0-9a-z-]{{2,59}}|[{_LETTERS}]{{2,24}})",
         hints=("@", "%40"),
+    ),
+    # Without blanks between words, the words before an address are part of it. A label has letters of one kind, so that
+    # `a@b.com` ends where a word of another script follows.
+    Rule(
+        "EMAIL",
+        rf"(?:(?<![{_ANY_NAME}])[{_ANY_NAME}]++(?<=[{_OTHER_LETTERS}])|(?<![{_IN_NAME}])[{_IN_NAME}]++)@"
+        rf"(?:(?:[{_LETTERS}0-9-]{{1,63}}+|[{_OTHER_LETTERS}0-9-]{{1,63}}+)[.]){{1,30}}"
+        rf"(?:xn--[0-9a-z-]{{2,59}}|[{_LETTERS}]{{2,24}}|[{_OTHER_LETTERS}]{{2,24}})",
+        hints=("@",),
+        needs=f"@(?:(?<=[{_OTHER_LETTERS}]@)|[{_LETTERS}0-9.-]{{0,253}}+[{_OTHER_LETTERS}])",
     ),
     Rule(
         "SSN",
