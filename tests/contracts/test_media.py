@@ -507,6 +507,7 @@ def test_folders_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "device").symlink_to("/dev/zero")
     found = failures({"photo": [".", "pipe", "nothing.png"]}, prompt_of(root=tmp_path))
     assert ["no file" in reason for reason in found] == [True, True, False]
+    assert "its file cannot be read (No such file or directory)" in found[2]
     assert "no file" in failures({"photo": [tmp_path / "device"]})[0]
 
 

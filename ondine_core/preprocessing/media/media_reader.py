@@ -159,7 +159,7 @@ class MediaReader:
             load = partial(_load_file, path, self.options.max_bytes)
             found = self._inspect(load(), kind, load)
         except OSError as error:
-            raise MediaError(f"its file cannot be read ({type(error).__name__})") from None
+            raise MediaError(f"its file cannot be read ({error.strerror or type(error).__name__})") from None
         if isinstance(found, Media) and len(self._known) < _MAX_KNOWN:
             self._known[mark] = found
         return found
