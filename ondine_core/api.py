@@ -77,7 +77,7 @@ async def enrich(  # noqa: PLR0913  (by keyword)
     """
     spec, opened = _spec_and_model(model)
     task = compile_task(prompt, output, spec, clean=clean, sanitize=sanitize)
-    options = options or Options()
+    options = _checked(options)
     with progress_bar(options.progress_bar) as show:
 
         def on_progress(progress: Progress) -> None:
@@ -101,7 +101,7 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
     """`enrich` for code that is not a coroutine; works in notebooks, too. Same arguments, result and errors."""
     spec, opened = _spec_and_model(model)
     task = compile_task(prompt, output, spec, clean=clean, sanitize=sanitize)
-    options = options or Options()
+    options = _checked(options)
     latest: list[Progress] = []
 
     def on_progress(progress: Progress) -> None:
@@ -122,6 +122,13 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
             tick()
 
 
+def _checked(options: Options | None) -> Options:
+    given: Any = options or Options()
+    if not isinstance(given, Options):
+        raise ConfigError(f"options is a {type(given).__name__}; give options=Options(store=..., ...).")
+    return given
+
+
 def _spec_and_model(model: str | ModelSpec | ChatModel) -> tuple[ModelSpec, ChatModel | None]:
     """The spec of the model that is asked, and the model itself if it is open already."""
     if isinstance(model, str):
@@ -134,6 +141,8 @@ def spec_of(model: ChatModel) -> ModelSpec:
 
     Two that answer differently need different classes, stores or (for a `ScriptedModel`) names.
     """
+    if isinstance(model, type):
+        raise ConfigError(f"model={model.__qualname__} is a class; give an instance of it.")
     kind = type(model)
     missing = [name for name in ("max_concurrency", "max_batch_size", "aclose") if not hasattr(model, name)]
     if missing:

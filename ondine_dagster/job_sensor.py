@@ -24,6 +24,7 @@ from ondine_core.providers.job_api import JobApi
 from ondine_core.providers.jobs import connect_jobs
 from ondine_core.store import Store, job_tables, open_store, parse_address
 from ondine_core.types.job_record import JobRecord, JobWait
+from ondine_core.types.numbers import is_whole
 from ondine_dagster.config.launchpad import another_model
 from ondine_dagster.resource import LLMResource, default_store, find_own_resource
 from ondine_dagster.run.failed_rows import FAILED_OUTPUT
@@ -79,8 +80,8 @@ def batch_sensor(
     keys = (resource_keys,) if isinstance(resource_keys, str) else tuple(resource_keys)
     if not all(isinstance(key, str) and key.isidentifier() for key in keys):
         raise ConfigError(f"resource_keys={resource_keys!r} must be the key of a resource, such as 'llm', or several.")
-    if minimum_interval_seconds < 1:
-        raise ConfigError(f"minimum_interval_seconds={minimum_interval_seconds!r} must be at least 1.")
+    if not is_whole(minimum_interval_seconds, 1):
+        raise ConfigError(f"minimum_interval_seconds={minimum_interval_seconds!r} must be a whole number from 1.")
     target = _target_of(target)
     of_assets = isinstance(target, dg.AssetSelection)
     selection: dg.AssetSelection = target if of_assets else target.selection

@@ -19,6 +19,7 @@ from typing import Literal
 from ondine_core.batching.agreement import Calibration, Values, compare
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Column
+from ondine_core.types.numbers import is_number, is_whole
 from ondine_core.types.values import Key
 
 
@@ -37,9 +38,9 @@ class CalibrationPlan:
     on_disagreement: Literal["lower", "stop"] = "lower"
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise ConfigError(f"calibrate={self.rows!r} must be at least 1.")
-        if not 0 <= self.min_agreement <= 1:
+        if not is_whole(self.rows, 1):
+            raise ConfigError(f"calibrate={self.rows!r} must be a whole number of at least 1.")
+        if not is_number(self.min_agreement, 0, 1):
             raise ConfigError(f"min_agreement={self.min_agreement!r} is a share, from 0 to 1.")
         if self.on_disagreement not in ("lower", "stop"):
             raise ConfigError(f"on_disagreement={self.on_disagreement!r}; valid are 'lower' and 'stop'.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from ondine_core.batching.calibration import CalibrationPlan
 from ondine_core.batching.strategy import STRATEGIES, BatchStrategy
 from ondine_core.errors import ConfigError
 from ondine_core.limits.retry import RetryPolicy
+from ondine_core.types.numbers import is_number, is_whole
 from ondine_core.types.values import OnMissing, RetriedReason
 
 RETRY_FAILED_ROWS = "True, False, or a list of reasons, of 'invalid', 'truncated' and 'refused'"
@@ -77,7 +78,7 @@ class Policy:
     cancel_on_terminate: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size != "auto" and not _is_whole(self.batch_size, 1):
+        if self.batch_size != "auto" and not is_whole(self.batch_size, 1):
             raise ConfigError(f"batch_size={self.batch_size!r} must be a whole number of at least 1, or 'auto'.")
         if self.calibration and self.batch_size == "auto":
             raise ConfigError("calibrate compares one batch size with rows asked alone; name it instead of 'auto'.")
@@ -89,11 +90,11 @@ class Policy:
 
     def _check_types(self) -> None:
         for name, least in (("max_concurrency", 1), ("batch_min_rows", 1), ("max_repairs", 0)):
-            if not _is_whole(getattr(self, name), least):
+            if not is_whole(getattr(self, name), least):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number of at least {least}.")
         for name in ("tier_wait_timeout_s", "batch_wait_s"):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and 0 <= float(value) < inf):
+            if not is_number(value, 0) or value == inf:
                 raise ConfigError(f"{name}={value!r} must be a number of seconds, 0 or more.")
         for name in ("reuse_since", "answer_by"):
             value = getattr(self, name)
@@ -107,7 +108,3 @@ class Policy:
         """Whether a row that failed for `reason` in an earlier run is asked again."""
         chosen = self.retry_failed_rows
         return chosen if isinstance(chosen, bool) else reason in chosen
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and int(value) >= least

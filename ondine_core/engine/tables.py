@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -51,13 +51,18 @@ def read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict[
 def _read_columns(
     table: Mapping[str, Any], wanted: Sequence[str]
 ) -> tuple[tuple[str, ...], int, dict[str, Sequence[Any]]]:
-    lengths = {name: -1 if isinstance(values, str | bytes) else len(values) for name, values in table.items()}
-    if len(set(lengths.values())) > 1 or -1 in lengths.values():
-        shown = ", ".join(f"{name!r}: {'a text' if n < 0 else n}" for name, n in lengths.items())
+    single = {name: type(values).__name__ for name, values in table.items() if not _is_column(values)}
+    lengths = {name: single.get(name) or len(values) for name, values in table.items()}
+    if single or len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name!r}: {length}" for name, length in lengths.items())
         raise ConfigError(f"The columns must be sequences of one length; they are {shown}.")
     # By position: a pandas Series would be read by label.
     columns: dict[str, Sequence[Any]] = {name: list(table[name]) for name in wanted if name in table}
-    return tuple(table), next(iter(lengths.values()), 0), columns
+    return tuple(table), max(map(len, table.values()), default=0), columns
+
+
+def _is_column(values: Any) -> bool:
+    return isinstance(values, Sized) and not isinstance(values, str | bytes)
 
 
 def _values(series: Any) -> Sequence[Any]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError
 from ondine_core.limits.budget_limit import BudgetLimit, Reservation
@@ -34,6 +35,13 @@ from ondine_core.types.protocols import AnswerStore, Numbers
 
 _PAUSE_S, _MAX_PAUSE_S = 0.25, 2.0
 """Between two looks at what other processes have given back."""
+
+
+def _checked(usd: Any) -> Decimal:
+    """`usd`, which must not be negative: it would raise the cap of all who share it."""
+    if not isinstance(usd, Decimal | int) or not Decimal(usd).is_finite() or usd < 0:
+        raise ConfigError(f"{usd!r} is not an amount of USD; give a Decimal, 0 or more.")
+    return Decimal(usd)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,12 +79,13 @@ class Budget:
 
         Raises:
             BudgetExhaustedError: It will not fit, whatever the calls in flight turn out to cost.
+            ConfigError: It is no amount of USD.
         """
-        return (await BudgetSet((self,)).hold(amount))[0]
+        return (await BudgetSet((self,)).hold(_checked(amount)))[0]
 
     async def settle(self, hold: Reservation, cost: Decimal | None) -> None:
         """Replace a charge by what the call cost; `None` if that is not known, 0 if it was refused."""
-        await BudgetSet((self,)).settle((hold,), cost)
+        await BudgetSet((self,)).settle((hold,), None if cost is None else _checked(cost))
 
     async def charged(self) -> Decimal:
         """USD spent, and what calls in flight may yet cost."""
@@ -88,7 +97,7 @@ class Budget:
 
     async def can_afford(self, amount: Decimal) -> bool:
         """Whether `amount` would fit at once."""
-        return units_of(amount) <= self._max_units - (await self._read()).charged
+        return units_of(_checked(amount)) <= self._max_units - (await self._read()).charged
 
     async def usage_percentage(self) -> float:
         """What is spent, in per cent of the cap; it is this that warnings go by."""

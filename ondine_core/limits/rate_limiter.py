@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ondine_core.errors import StoreError, TransientError
+from ondine_core.errors import ConfigError, StoreError, TransientError
 from ondine_core.limits.rates import Queue, RateReports, Rates, book
 from ondine_core.types.clock import Clock
+from ondine_core.types.numbers import is_number
 from ondine_core.types.protocols import AnswerStore, Numbers
 
 MAX_HOLD_OFF_S = 600.0
@@ -71,8 +72,11 @@ class RateLimiter:
         """Return when a call of `tokens` tokens may leave.
 
         Raises:
+            ConfigError: `tokens` is negative or no number; it would change the rate of all processes.
             TransientError: That would take longer than `timeout_s`; nothing is booked.
         """
+        if not is_number(tokens, 0) or tokens == math.inf:
+            raise ConfigError(f"tokens={tokens!r} must be a number of tokens, 0 or more.")
         until = math.inf if timeout_s is None else self._now() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):

@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ondine_core.errors import ConfigError
+from ondine_core.types.numbers import is_number
 from ondine_core.types.protocols import Numbers
 
 _MINUTE_S = 60.0
@@ -39,9 +40,9 @@ class Rates:
 
     def __post_init__(self) -> None:
         for name, rate in (("requests", self.requests_per_minute), ("tokens", self.tokens_per_minute)):
-            if rate is not None and not 0 < rate < math.inf:
+            if rate is not None and not (is_number(rate, 0) and 0 < rate < math.inf):
                 raise ConfigError(f"{name}_per_minute={rate!r} must be more than 0; None means no limit.")
-        if not 1 <= self.burst < math.inf:
+        if not is_number(self.burst, 1) or self.burst == math.inf:
             raise ConfigError(f"burst={self.burst!r} must be at least 1, which means no burst.")
         if self.burst > 1 and self.requests_per_minute is None:
             raise ConfigError(f"burst={self.burst!r} counts requests; set requests_per_minute too.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ondine_core.errors import ConfigError, TransientError
+from ondine_core.types.numbers import is_number
 
 T = TypeVar("T")
 
@@ -38,13 +39,12 @@ class RetryPolicy:
     max_outage_s: float = 300.0
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ConfigError(f"max_attempts={self.max_attempts!r} must be at least 1.")
-        if self.max_lost < 1:
-            raise ConfigError(f"max_lost={self.max_lost!r} must be at least 1.")
+        for name in ("max_attempts", "max_lost"):
+            if not is_number(getattr(self, name), 1):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 1.")
         for name in ("first_wait_s", "max_wait_s", "max_retry_after_s", "max_outage_s"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative.")
+            if not is_number(getattr(self, name), 0):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of seconds, not negative.")
 
     def gives_up(self, attempt: int, error: TransientError) -> bool:
         """Whether call number `attempt`, which failed with `error`, was the last."""

@@ -71,9 +71,9 @@ class Price:
 
     def __post_init__(self) -> None:
         for name in ("input", "output", "cached_input", "reasoning", "cache_write", "per_request", "cache_write_1h"):
-            usd: Decimal | None = getattr(self, name)
-            if usd is not None and not (usd.is_finite() and usd >= 0):
-                raise ConfigError(f"{name}={str(usd)!r} of a price must be USD, 0 or more.")
+            usd: Any = getattr(self, name)
+            if usd is not None and not (isinstance(usd, Decimal) and usd.is_finite() and usd >= 0):
+                raise ConfigError(f"{name}={str(usd)!r} of a price must be a Decimal of USD, 0 or more.")
 
     def cost(self, usage: Usage) -> Decimal:
         """USD for `usage` of one call; of many, add up what each cost, for its price depends on its length.

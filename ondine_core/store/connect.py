@@ -7,6 +7,7 @@ mistyped URL would become a file whose name holds the password.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,9 @@ def parse_address(path_or_url: str | Path) -> StoreAddress:
     Raises:
         ConfigError: It is neither a path nor an address of Postgres; nothing of it is quoted but a scheme.
     """
+    if not isinstance(path_or_url, str | os.PathLike):
+        # `None`, for instance of a variable that is not set, would be a file of this name.
+        raise ConfigError(f"The address of the answer store is a {type(path_or_url).__name__}. {_VALID}")
     text = str(path_or_url).strip(_WRAPPING)
     if not text:
         raise ConfigError(f"The address of the answer store is empty. {_VALID}")

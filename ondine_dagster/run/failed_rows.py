@@ -135,7 +135,13 @@ def replay_failed_rows_job(asset: dg.AssetsDefinition, name: str | None = None, 
 
     Returns:
         A job for `dg.Definitions(jobs=[...])`.
+
+    Raises:
+        ConfigError: `asset` is no asset definition.
     """
+    given: Any = asset
+    if not isinstance(given, dg.AssetsDefinition):
+        raise ConfigError(f"replay_failed_rows_job({given!r}): give the asset itself, as llm_asset returned it.")
     selection = dg.AssetSelection.assets(asset)
     config_type: Any = asset.op.config_schema.config_type if asset.op.config_schema else None
     if "retry_failed_rows" in getattr(config_type, "fields", ()):

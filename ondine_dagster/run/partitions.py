@@ -22,6 +22,7 @@ import dagster as dg
 from dagster_shared.check import CheckError
 
 from ondine_core.errors import ConfigError
+from ondine_core.types.numbers import is_whole
 from ondine_dagster.frames import filtered, is_only_numbered, joined
 from ondine_dagster.run.arguments import PartitionBy
 
@@ -41,7 +42,7 @@ def shards(count: int) -> dg.StaticPartitionsDefinition:
     Raises:
         ConfigError: `count` is not at least 1.
     """
-    if count < 1:
+    if not is_whole(count, 1):
         raise ConfigError(f"shards({count!r}): there must be at least one.")
     return dg.StaticPartitionsDefinition([f"{number}-of-{count}" for number in range(1, count + 1)])
 

@@ -209,7 +209,9 @@ def test_answers_missing_from_batches_count_as_disagreement() -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ({"rows": 0}, "calibrate=0 must be at least 1"),
+        ({"rows": 0}, "calibrate=0 must be a whole number of at least 1"),
+        ({"rows": "30"}, "calibrate='30' must be a whole number of at least 1"),
+        ({"rows": 5, "min_agreement": "0.9"}, "min_agreement='0.9' is a share"),
         ({"rows": 5, "min_agreement": 98}, "min_agreement=98 is a share"),
         ({"rows": 5, "on_disagreement": "halt"}, "'halt'; valid are 'lower' and 'stop'"),
     ],

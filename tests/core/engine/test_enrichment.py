@@ -89,6 +89,23 @@ def test_non_table_is_refused_by_type(table: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"table": {"text": 7}}, "they are 'text': int"),
+        ({"table": {"text": "a", "id": [1]}}, "they are 'text': str, 'id': 1"),
+        ({"model": ScriptedModel}, "model=ScriptedModel is a class; give an instance"),
+        ({"options": {"store": "answers.db"}}, "options is a dict; give options=Options"),
+    ],
+)
+def test_argument_of_another_type_is_an_error_in_words(wrong: dict[str, Any], message: str) -> None:
+    """Before any call."""
+    with pytest.raises(ConfigError, match=message):
+        enrich_sync(
+            **{"table": {"text": ["a"]}, "prompt": PROMPT, "output": "answer", "model": ScriptedModel(echo), **wrong}
+        )
+
+
+@pytest.mark.parametrize(
     ("prompt", "output", "hint"),
     [
         ("Repeat: {txt}", "answer", "Did you mean 'text'"),

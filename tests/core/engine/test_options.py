@@ -14,6 +14,8 @@ def test_invalid_store_is_refused(store: Any) -> None:
     with pytest.raises(ConfigError, match="give a path, a postgresql:// URL, ':memory:' or an open store") as caught:
         Options(store=store)
     assert f"store={store!r}" in str(caught.value)
+    with pytest.raises(ConfigError, match=f"is a {type(store).__name__}. Give the path of a file, or postgresql://"):
+        open_store(store)
 
 
 def test_store_is_a_path_or_an_open_store(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -643,6 +644,21 @@ def test_threshold_warns_again_when_the_cap_is_raised() -> None:
         "75% of max_cost_usd=1 a month of the budget 'team' is spent: $0.800000.",
         "75% of max_cost_usd=2 a month of the budget 'team' is spent: $1.600000.",
     ]
+
+
+@pytest.mark.parametrize("usd", [Decimal(-1), Decimal("NaN"), Decimal("Infinity"), 0.5, "1", None])
+def test_no_amount_is_refused_and_changes_nothing(usd: Any) -> None:
+    """A negative one would raise the cap of all who share it."""
+
+    async def main(clock: Clock) -> None:
+        mine = budget(BudgetLimit(Decimal(1)), WatchedStore(), clock)
+        hold = await mine.hold(Decimal("0.4"))
+        for act in (mine.hold, mine.can_afford, *([] if usd is None else [partial(mine.settle, hold)])):
+            with pytest.raises(ConfigError, match="is not an amount of USD; give a Decimal, 0 or more"):
+                await act(usd)
+        assert await mine.remaining() == Decimal("0.6")
+
+    run_virtually(main)
 
 
 def test_figures_of_a_budget() -> None:

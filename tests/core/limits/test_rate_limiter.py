@@ -6,12 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ondine_core.errors import TransientError
+from ondine_core.errors import ConfigError, TransientError
 from ondine_core.limits.rate_limiter import MAX_HOLD_OFF_S, RateLimiter
 from ondine_core.limits.rates import Rates
 from ondine_core.types.clock import Clock
@@ -617,6 +618,18 @@ def test_nothing_is_available_during_a_hold_off(rates: Rates, free: tuple[float,
         assert await shared.available() == free
 
     departures_of(steps, rates)
+
+
+@pytest.mark.parametrize("tokens", [-1, float("nan"), float("inf"), "500", None])
+def test_no_number_of_tokens_is_refused_and_books_nothing(tokens: Any) -> None:
+    """It would change the rate of all processes."""
+
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        with pytest.raises(ConfigError, match=f"tokens={tokens!r} must be a number of tokens"):
+            await shared.acquire(tokens)
+        await shared.acquire(100)
+
+    assert departures_of(steps, Rates(60, 6000)) == []
 
 
 def test_reset_forgets_bookings_hold_offs_and_usage() -> None:

@@ -114,8 +114,8 @@ def test_rates_without_a_number_are_no_limit(rates: Rates, limited: bool) -> Non
 
 
 @pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
-@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
-def test_rate_must_be_a_positive_number(name: str, rate: float) -> None:
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "60"])
+def test_rate_must_be_a_positive_number(name: str, rate: Any) -> None:
     """The message names the setting, its value, and how to have no limit."""
     with pytest.raises(ConfigError, match=f"{name}={rate!r} must be more than 0; None means no limit"):
         Rates(**{name: rate})
@@ -126,10 +126,11 @@ def test_rate_must_be_a_positive_number(name: str, rate: float) -> None:
     [
         ({"requests_per_minute": 60, "burst": 0.5}, "burst=0.5 must be at least 1"),
         ({"requests_per_minute": 60, "burst": float("nan")}, "burst=nan must be at least 1"),
+        ({"requests_per_minute": 60, "burst": "5"}, "burst='5' must be at least 1"),
         ({"tokens_per_minute": 60, "burst": 5}, "burst=5 counts requests; set requests_per_minute too"),
     ],
 )
-def test_burst_must_be_at_least_one_request(rates: dict[str, float], message: str) -> None:
+def test_burst_must_be_at_least_one_request(rates: dict[str, Any], message: str) -> None:
     """A burst counts requests; the tokens that go with it follow from both rates."""
     with pytest.raises(ConfigError, match=message):
         Rates(**rates)

@@ -1,6 +1,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -126,11 +127,18 @@ def test_attempts_without_a_reply_have_a_bound_of_their_own() -> None:
     assert tried(policy, [lost(1)] + [TransientError("busy")] * 5)[:2] == ("reply", 7)
 
 
-@pytest.mark.parametrize("attempts", [0, -1])
-def test_policy_needs_at_least_one_attempt(attempts: int) -> None:
+@pytest.mark.parametrize("attempts", [0, -1, float("nan"), "3"])
+def test_policy_needs_at_least_one_attempt(attempts: Any) -> None:
     """A policy of no attempts is a configuration error that names the value."""
-    with pytest.raises(ConfigError, match=f"max_attempts={attempts} must be at least 1"):
+    with pytest.raises(ConfigError, match=f"max_attempts={attempts!r} must be at least 1"):
         RetryPolicy(max_attempts=attempts)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), "3", None])
+def test_pauses_are_seconds(seconds: Any) -> None:
+    """Anything else is a configuration error that names the value."""
+    with pytest.raises(ConfigError, match=f"max_wait_s={seconds!r} must be a number of seconds"):
+        RetryPolicy(max_wait_s=seconds)
 
 
 def test_one_attempt_means_no_retry() -> None:

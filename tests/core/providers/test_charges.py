@@ -546,9 +546,9 @@ def test_tools_that_the_caller_runs_cost_tokens_only() -> None:
     assert find_unpriced_part(ModelSpec("openai/gpt-4o", params={"tools": tools})) is None
 
 
-@pytest.mark.parametrize("usd", ["-0.001", "NaN", "Infinity"])
+@pytest.mark.parametrize("usd", [Decimal("-0.001"), Decimal("NaN"), Decimal("Infinity"), 0.15, "0.15"])
 @pytest.mark.parametrize("name", ["input", "reasoning", "per_request"])
-def test_price_must_be_finite_and_not_negative(name: str, usd: str) -> None:
+def test_price_must_be_finite_and_not_negative(name: str, usd: Any) -> None:
     """The error names the field and its value."""
-    with pytest.raises(ConfigError, match=f"{name}='{usd}' of a price"):
-        replace(PRICE, **{name: Decimal(usd)})
+    with pytest.raises(ConfigError, match=f"{name}='{usd}' of a price must be a Decimal of USD"):
+        replace(PRICE, **{name: usd})

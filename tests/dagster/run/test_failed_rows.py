@@ -250,6 +250,12 @@ def test_conflicting_column_is_refused_before_the_first_call(name: str) -> None:
     assert run(moods()).success
 
 
+def test_replay_job_of_a_name_is_an_error() -> None:
+    """The asset itself knows its failed rows."""
+    with pytest.raises(ConfigError, match=r"replay_failed_rows_job\('moods'\): give the asset itself"):
+        replay_failed_rows_job("moods")
+
+
 def test_io_manager_def_is_refused_with_failed_rows() -> None:
     """An inline definition is for single assets; a key works."""
     with pytest.raises(ConfigError, match="io_manager_key"):

@@ -187,6 +187,8 @@ def test_columns_of_partitions_may_be_in_any_order(make: Callable[..., Any]) -> 
     ("act", "message"),
     [
         (lambda: shards(0), "at least one"),
+        (lambda: shards("4"), "at least one"),
+        (lambda: shards(4.5), "at least one"),
         (lambda: check_partition_by("at", None), "needs a partitions_def"),
         (lambda: check_partition_by({"day": "at"}, DAILY), "name of one column"),
         (

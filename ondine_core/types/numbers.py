@@ -1,0 +1,18 @@
+"""Whether a value that a user gave is a number in a range."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from numbers import Integral, Real
+from typing import Any
+
+
+def is_number(value: object, least: float, most: float = inf) -> bool:
+    """Whether `value` is a real number from `least` to `most`; a text and NaN are not."""
+    number: Any = value if isinstance(value, Real) else nan
+    return bool(least <= number <= most)
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether `value` is a whole number of at least `least`."""
+    return isinstance(value, Integral) and int(value) >= least
