@@ -118,14 +118,13 @@ class HttpClient:
 
     async def aclose(self) -> None:
         """Close the connections of this event loop, and those of loops that are closed."""
-        session = self._sessions.pop(asyncio.get_running_loop(), None)
-        if session is not None:
-            await session.close()
-        await self._close_old()
+        await self._close_old(asyncio.get_running_loop())
 
-    async def _close_old(self) -> None:
-        for loop in [loop for loop in self._sessions if loop.is_closed()]:
-            await self._sessions.pop(loop).close()
+    async def _close_old(self, also: asyncio.AbstractEventLoop | None = None) -> None:
+        for loop in list(self._sessions):  # to which other threads may add theirs meanwhile
+            session = self._sessions.pop(loop, None) if loop is also or loop.is_closed() else None
+            if session is not None:
+                await session.close()
 
     async def _open(self) -> aiohttp.ClientSession:
         session = self._sessions[asyncio.get_running_loop()] = aiohttp.ClientSession(

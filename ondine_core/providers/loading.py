@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class LoadedOnce(Generic[T]):
         ready = self._ready.get(loop)
         if ready is None or (ready.done() and ready.exception()):
             ready = self._ready[loop] = asyncio.ensure_future(asyncio.to_thread(self._load))
-            await self._close_all([other for other in self._ready if other.is_closed()])
+            await self._close_old()
         return await asyncio.shield(ready)
 
     async def aclose(self) -> None:
@@ -36,10 +36,10 @@ class LoadedOnce(Generic[T]):
         loop = asyncio.get_running_loop()
         if loop in self._ready:
             await asyncio.wait([self._ready[loop]])
-        await self._close_all([other for other in self._ready if other is loop or other.is_closed()])
+        await self._close_old(loop)
 
-    async def _close_all(self, loops: Sequence[asyncio.AbstractEventLoop]) -> None:
-        for loop in loops:
-            ready = self._ready.pop(loop)
-            if ready.done() and not ready.cancelled() and not ready.exception():
+    async def _close_old(self, also: asyncio.AbstractEventLoop | None = None) -> None:
+        for loop in list(self._ready):  # to which other threads may add theirs meanwhile
+            ready = self._ready.pop(loop, None) if loop is also or loop.is_closed() else None
+            if ready is not None and ready.done() and not ready.cancelled() and not ready.exception():
                 await self._close(ready.result())
