@@ -194,8 +194,10 @@ class Shop:
         return {one["runId"]: one["status"] for one in self.ask(_TAGGED, tag=tag)["runsOrError"]["results"]}
 
 
-def follow_quickstart(distributions: Distributions, folder: Path, variables: Mapping[str, str]) -> Shop:
-    """Run the quickstart's commands in an empty folder.
+def follow_quickstart(
+    distributions: Distributions, folder: Path, variables: Mapping[str, str], *, runs: bool = True
+) -> Shop:
+    """Run the quickstart's commands in an empty folder, or only those that make the project if not `runs`.
 
     Three things differ from the page: the wheel is the one just built, `create-dagster` has the version of the
     installed Dagster, and the project's environment shares this one's bytecode.
@@ -221,12 +223,13 @@ def follow_quickstart(distributions: Distributions, folder: Path, variables: Map
     }
     folder.mkdir(exist_ok=True)
     outside = Shop(folder, page, "", {name: value for name, value in environment.items() if name != "DAGSTER_HOME"})
-    output = outside.run("bash", "-c", _script(page))
+    lines = [line for line in _script(page) if runs or not line.startswith("uv run ")]
+    output = outside.run("bash", "-c", "\n".join(lines))
     return Shop(shop, page, output, environment)
 
 
-def _script(page: str) -> str:
-    """A shell script that writes the files of a page and runs its commands in order."""
+def _script(page: str) -> list[str]:
+    """The lines of a shell script that writes the files of a page and runs its commands in order."""
     lines = ["set -euxo pipefail"]
     for _, file, text in _BLOCKS.findall(page):
         if file:
@@ -234,7 +237,7 @@ def _script(page: str) -> str:
         else:
             lines += [line.removeprefix("$ ") for line in text.splitlines()]
             assert all(line.startswith("$ ") for line in text.splitlines()), text
-    return "\n".join(lines)
+    return lines
 
 
 def add_assets(shop: Shop) -> None:
