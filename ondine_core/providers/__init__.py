@@ -14,7 +14,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.model_data import chat_providers
 from ondine_core.providers.openai_servers import SERVERS
 from ondine_core.providers.pricing import find_entry
-from ondine_core.providers.settings import check_params
+from ondine_core.providers.settings import check_fields, check_params
 from ondine_core.providers.tiers import check_tier
 from ondine_core.providers.wire_text import check_text, storable_text
 from ondine_core.types.protocols import ChatModel
@@ -28,8 +28,9 @@ def connect(spec: ModelSpec) -> ChatModel:
 
     Raises:
         ConfigError: The provider is unknown, its key or address is missing, it knows no such setting, the model has
-            no such price tier, or `params` has what is decided elsewhere.
+            no such price tier, a field is not valid, or `params` has what is decided elsewhere.
     """
+    check_fields(spec)
     check_text((spec.model, spec.base_url or ""), "model")
     if storable_text(spec.api_key or "") != (spec.api_key or ""):
         raise ConfigError("api_key holds half of a character (a lone surrogate), which no header can carry.")

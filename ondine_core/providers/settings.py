@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from ondine_core.errors import ConfigError
+from ondine_core.types.numbers import is_number, is_whole
 from ondine_core.types.suggestion import did_you_mean
-from ondine_core.types.values import Json, ModelSpec
+from ondine_core.types.values import Json, ModelSpec, PromptCache
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -31,6 +32,28 @@ _OURS = {
     "timeout": "timeout_s",
 }
 """Fields of a request that are decided elsewhere, and by what. The first two and `n` bound what a call may cost."""
+
+
+def check_fields(spec: ModelSpec) -> None:
+    """Refuse fields of `spec` whose types or ranges are not valid: a negative bound on output would loosen a cap."""
+    if spec.max_output_tokens is not None and not is_whole(spec.max_output_tokens, 1):
+        raise ConfigError(
+            f"max_output_tokens={spec.max_output_tokens!r} must be a whole number of at least 1, or None."
+        )
+    if spec.timeout_s is not None and not (is_number(spec.timeout_s, 0) and spec.timeout_s > 0):
+        raise ConfigError(f"timeout_s={spec.timeout_s!r} must be a number of seconds, more than 0, or None.")
+    if spec.temperature is not None and not is_number(spec.temperature, 0):
+        raise ConfigError(f"temperature={spec.temperature!r} must be a number of 0 or more, or None.")
+    if spec.prompt_cache not in get_args(PromptCache):
+        raise ConfigError(f"prompt_cache={spec.prompt_cache!r} is not one of 'auto', 'off', '1h'.")
+    for name in ("api_key", "base_url", "reasoning_effort", "provider_name"):
+        if not isinstance(getattr(spec, name), str | None):
+            raise ConfigError(f"{name} is a {type(getattr(spec, name)).__name__}; it must be a text, or None.")
+    for name in ("params", "settings"):
+        if not isinstance(getattr(spec, name), Mapping):
+            raise ConfigError(
+                f"{name} is a {type(getattr(spec, name)).__name__}; it must be a mapping of names to values."
+            )
 
 
 def check_params(spec: ModelSpec) -> None:

@@ -27,6 +27,26 @@ def test_unknown_provider_is_named_with_the_valid_ones(model: str) -> None:
     assert "groq" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_output_tokens": -1}, "max_output_tokens=-1 must be a whole number of at least 1"),
+        ({"max_output_tokens": 0}, "max_output_tokens=0 must be"),
+        ({"max_output_tokens": 1.5}, "max_output_tokens=1.5 must be"),
+        ({"timeout_s": 0}, "timeout_s=0 must be a number of seconds, more than 0"),
+        ({"timeout_s": "60"}, "timeout_s='60' must be"),
+        ({"temperature": float("nan")}, "temperature=nan must be a number of 0 or more"),
+        ({"prompt_cache": True}, "prompt_cache=True is not one of 'auto', 'off', '1h'"),
+        ({"api_key": 5}, "api_key is a int; it must be a text"),
+        ({"params": ["seed"]}, "params is a list; it must be a mapping"),
+    ],
+)
+def test_field_that_is_not_valid_is_refused(fields: dict[str, Any], message: str) -> None:
+    """A negative bound on output, which some servers take for none, would make a cap hold too little."""
+    with pytest.raises(ConfigError, match=message):
+        connect(ModelSpec("openai/m", **{"api_key": KEY, **fields}))
+
+
 @pytest.mark.parametrize("model", ["openai/m", "azure/m", "anthropic/m", "mlx/a/b", "llama_cpp/gemma-3-270m"])
 @pytest.mark.parametrize(
     ("name", "decided_by"), [("n", "one reply a prompt"), ("max_tokens", "max_output_tokens"), ("timeout", "timeout_s")]
