@@ -40,7 +40,7 @@ def find_capacity(
     # A complaint may join the rows later on, when there is no counting any more.
     call = encode(strategy, Batch((blank,), complaint=_LONG_COMPLAINT), task)
     fixed = sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
-    shown = [media for message in call.messages for media in find_media(message.content, call.media)]
+    shown = call.shown_media
     fixed += sum(map(media_tokens, shown))
 
     def tokens_of(item: Item) -> int:

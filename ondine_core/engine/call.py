@@ -32,7 +32,6 @@ from ondine_core.limits import AdmissionQueue, CallOutcome, InFlightCall
 from ondine_core.limits.budget_limit import Reservation
 from ondine_core.providers.charges import Charge, check_usage
 from ondine_core.providers.context_window import TOKENS_A_MESSAGE
-from ondine_core.providers.media_tokens import media_tokens_in
 from ondine_core.providers.prompt_cache import find_cache_rule, prefix_of
 from ondine_core.store.budget_state import usd_of
 from ondine_core.telemetry.emitter import BatchObserver
@@ -332,6 +331,5 @@ class Caller:
         sent = count(call.json_schema.decode()) if call.json_schema else 0
         sent += sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
         if call.media:
-            tokens_of = self._run.runtime.media_tokens
-            sent += sum(media_tokens_in(message.content, call.media, tokens_of) for message in call.messages)
+            sent += sum(map(self._run.runtime.media_tokens, call.shown_media))
         return sent + (spend.usage.output_tokens // spend.answered if spend.answered else 0)

@@ -11,7 +11,7 @@ from typing import get_args
 
 from ondine_core.providers.charges import Charge, decide_charge
 from ondine_core.providers.context_window import MAX_TOKENS_A_MESSAGE
-from ondine_core.providers.media_tokens import max_tokens_anywhere, media_tokens_in
+from ondine_core.providers.media_tokens import max_tokens_anywhere
 from ondine_core.providers.pricing import Price
 from ondine_core.providers.wire_text import utf8_length
 from ondine_core.types.ledger import CallReason, UsageTotals
@@ -71,8 +71,7 @@ class CostTracker:
         texts = sum(utf8_length(message.content) + MAX_TOKENS_A_MESSAGE for message in call.messages)
         length = texts + len(call.json_schema or b"")
         if call.media:
-            counted = (media_tokens_in(message.content, call.media, self._media_tokens) for message in call.messages)
-            length += sum(counted)
+            length += sum(map(self._media_tokens, call.shown_media))
         bounds = [price.at_most(length, self._max_output_tokens) for price in prices]
         known = [bound for bound in bounds if bound is not None]
         return max(known) if len(known) == len(bounds) else None

@@ -35,7 +35,6 @@ from ondine_core.limits.rates import Rates
 from ondine_core.prompts.task import Task, cache_key, check_columns, check_sight
 from ondine_core.prompts.template import explain_uncacheable
 from ondine_core.providers.context_window import USUAL_TOKENS_A_MESSAGE, explain_bound, make_up_answer
-from ondine_core.providers.media_tokens import media_tokens_in
 from ondine_core.providers.pricing import Price
 from ondine_core.providers.reasoning import expected_reasoning_tokens
 from ondine_core.providers.tiers import find_tiers
@@ -216,12 +215,7 @@ async def _count_input(calls: Sequence[Call], count: Count, media_tokens: Callab
         [without_media(message.content, call.media) for message in call.messages] + [(call.json_schema or b"").decode()]
         for call in calls
     ]
-    shown = sum(
-        media_tokens_in(message.content, call.media, media_tokens)
-        for call in calls
-        if call.media
-        for message in call.messages
-    )
+    shown = sum(media_tokens(media) for call in calls for media in call.shown_media)
     unique = list({text for parts in texts for text in parts})
     tokens: Mapping[str, int] = dict(zip(unique, await count(unique), strict=True))
     return shown + sum(tokens[text] + USUAL_TOKENS_A_MESSAGE for parts in texts for text in parts)

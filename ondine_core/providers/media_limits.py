@@ -14,7 +14,7 @@ from typing import Any
 from ondine_core.errors import ConfigError
 from ondine_core.providers.model_data import model_facts
 from ondine_core.providers.pricing import find_entry
-from ondine_core.types.media import Media, MediaKind, find_media
+from ondine_core.types.media import Media, MediaKind
 from ondine_core.types.values import Call, ModelSpec
 
 _MB = 10**6
@@ -122,8 +122,7 @@ def sent_bytes(media: Media) -> int:
 
 def find_unsendable(call: Call, spec: ModelSpec) -> str | None:
     """Why the provider cannot take the images and documents of `call`; `None` if it may, or nothing is known."""
-    limits = find_media_limits(spec)
-    found = [media for message in call.messages for media in find_media(message.content, call.media)]
+    limits, found = find_media_limits(spec), call.shown_media
     for media in found:
         reason = _find_unsendable(media, limits, spec)
         if reason:

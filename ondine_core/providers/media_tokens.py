@@ -17,7 +17,7 @@ from functools import cache, partial
 from math import ceil
 from typing import TypeAlias
 
-from ondine_core.types.media import Media, MediaMap, find_media
+from ondine_core.types.media import Media
 
 _UNKNOWN_SIDE = 8_192
 """Pixels of a side of an image whose size is not known, since its address is passed on."""
@@ -126,8 +126,3 @@ def max_media_tokens(model: str, media: Media) -> int:
 def max_tokens_anywhere(media: Media) -> int:
     """The most tokens that an image or document takes with any model."""
     return max_media_tokens("/", media)
-
-
-def media_tokens_in(text: str, media: MediaMap, count: Callable[[Media], int]) -> int:
-    """The tokens of everything that `text` refers to."""
-    return sum(map(count, find_media(text, media)))

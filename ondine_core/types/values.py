@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
-from ondine_core.types.media import MediaMap
+from ondine_core.types.media import Media, MediaMap, find_media
 
 Json: TypeAlias = Any
 """A value that JSON can carry."""
@@ -155,6 +155,11 @@ class Call:
     fixed_chars: int = field(default=0, compare=False)
     cache_prefix: bool = False
     media: MediaMap = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def shown_media(self) -> list[Media]:
+        """What its messages refer to, as often as they do."""
+        return [media for message in self.messages for media in find_media(message.content, self.media)]
 
 
 @dataclass(frozen=True, slots=True)

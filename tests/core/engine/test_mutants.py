@@ -222,7 +222,7 @@ MUTANTS = (
     Mutant(
         "the cost of images is not reserved",
         "cost_tracker.py",
-        "length += sum(counted)",
+        "length += sum(map(self._media_tokens, call.shown_media))",
         "pass",
         "reservations_hold_the_cost",
     ),
