@@ -28,12 +28,12 @@ class PrefixState:
     Args:
         cached_until: Until when it is in the cache if it is not used again.
         is_led: Whether a call is on its way that brings it there.
-        waiting: Calls that wait for that.
+        changed: Tells calls that wait for that to look again.
     """
 
     cached_until: float = -inf
     is_led: bool = False
-    waiting: list[asyncio.Future[None]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def decide(state: PrefixState, now: float) -> Step:
@@ -57,9 +57,8 @@ class CachedPrefixes:
         """Wait until a call with `prefix` may leave; returns whether it leads, and has to be ended with `leave`."""
         state = self._states[prefix]
         while (step := decide(state, self._now())) == "wait":
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            state.waiting.append(future)
-            await future
+            state.changed.clear()
+            await state.changed.wait()
         state.is_led = state.is_led or step == "lead"
         return step == "lead"
 
@@ -67,20 +66,13 @@ class CachedPrefixes:
         """A call with `prefix` was answered: it is in the cache now, and stays there from now on."""
         state = self._states[prefix]
         state.cached_until = self._now() + self._life_s
-        _wake(state)
+        state.changed.set()
 
     def leave(self, prefix: Prefix) -> None:
         """The call that led is over; if it was not answered, another leads."""
         state = self._states[prefix]
         state.is_led = False
-        _wake(state)
-
-
-def _wake(state: PrefixState) -> None:
-    for future in state.waiting:
-        if not future.done():
-            future.set_result(None)
-    state.waiting.clear()
+        state.changed.set()
 
 
 class CacheableCalls:
