@@ -19,7 +19,7 @@ from typing import Any
 
 from dagster import __version__ as dagster_version
 
-from tests.support.deployment import free_port, until
+from tests.support.deployment import RARE_GC, free_port, until
 from tests.support.distributions import ROOT, Distributions
 from tests.support.pythons import uv
 
@@ -199,8 +199,8 @@ def follow_quickstart(
 ) -> Shop:
     """Run the quickstart's commands in an empty folder, or only those that make the project if not `runs`.
 
-    Three things differ from the page: the wheel is the one just built, `create-dagster` has the version of the
-    installed Dagster, and the project's environment shares this one's bytecode.
+    Four things differ from the page: the wheel is the one just built, `create-dagster` has the version of the
+    installed Dagster, the project's environment shares this one's bytecode, and garbage collection is rare.
     """
     page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     wheel = shlex.quote(f"ondine-dagster[local] @ {distributions.wheel.as_uri()}")
@@ -217,6 +217,7 @@ def follow_quickstart(
     environment = {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith("UV_")}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": RARE_GC,
         "DAGSTER_DISABLE_TELEMETRY": "1",
         "DAGSTER_HOME": str(shop / ".dagster_home"),
         **variables,
