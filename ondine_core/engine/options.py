@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from math import inf
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 from uuid import uuid4
 
 from ondine_core.engine.policy import Policy
@@ -19,6 +20,7 @@ from ondine_core.store import Durability, parse_address
 from ondine_core.telemetry.registry import ObserverSpec, check_observers
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import Origin
+from ondine_core.types.numbers import is_number
 from ondine_core.types.progress import Progress
 from ondine_core.types.protocols import AnswerStore
 from ondine_core.types.values import ModelSpec
@@ -82,10 +84,11 @@ class Options:
 
     def __post_init__(self) -> None:
         check_observers(self.observers)
-        given: Any = self.fallbacks
-        for model in (given,) if isinstance(given, str) else given:
-            if not isinstance(model, ModelSpec):
-                raise ConfigError(f"fallbacks has {model!r}; each is a ModelSpec, as in ModelSpec('openai/gpt-4.1').")
+        self._check_types()
+        if self.max_cost_usd is not None:
+            BudgetLimit(self.max_cost_usd)  # type: ignore[arg-type]  # it takes any number, and checks it
+        if not is_number(self.lease_ttl_s, 0) or self.lease_ttl_s in (0, inf):
+            raise ConfigError(f"lease_ttl_s={self.lease_ttl_s!r} must be a number of seconds, more than 0.")
         if self.durability not in get_args(Durability):
             raise ConfigError(f"durability={self.durability!r} must be 'process' or 'power'.")
         if isinstance(self.store, str | Path):
@@ -94,3 +97,17 @@ class Options:
             raise ConfigError(
                 f"store={self.store!r} is not a store; give a path, a postgresql:// URL, ':memory:' or an open store."
             )
+
+    def _check_types(self) -> None:
+        kinds: dict[str, type] = {"policy": Policy, "rates": Rates, "origin": Origin}
+        if self.price is not None:
+            kinds["price"] = Price
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ConfigError(f"{name} is a {type(value).__name__}; give {name}={kind.__name__}(...).")
+        several: dict[str, type] = {"fallbacks": ModelSpec, "caps": BudgetLimit}
+        for name, kind in several.items():
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):
+                raise ConfigError(f"{name}={values!r} must be a tuple, each of it a {kind.__name__}(...).")

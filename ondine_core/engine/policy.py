@@ -78,6 +78,10 @@ class Policy:
     cancel_on_terminate: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.retry, RetryPolicy):
+            raise ConfigError(f"retry={self.retry!r} must be a RetryPolicy(...).")
+        if not isinstance(self.calibration, CalibrationPlan | None):
+            raise ConfigError(f"calibration={self.calibration!r} must be a CalibrationPlan(...), or None.")
         if self.batch_size != "auto" and not is_whole(self.batch_size, 1):
             raise ConfigError(f"batch_size={self.batch_size!r} must be a whole number of at least 1, or 'auto'.")
         if self.calibration and self.batch_size == "auto":
@@ -89,6 +93,8 @@ class Policy:
         self._check_types()
 
     def _check_types(self) -> None:
+        if self.context_window is not None and not is_whole(self.context_window, 1):
+            raise ConfigError(f"context_window={self.context_window!r} must be a whole number of tokens, or None.")
         for name, least in (("max_concurrency", 1), ("batch_min_rows", 1), ("max_repairs", 0)):
             if not is_whole(getattr(self, name), least):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number of at least {least}.")

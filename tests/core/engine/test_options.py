@@ -50,6 +50,9 @@ def test_a_switch_is_no_text(switch: str) -> None:
         ({"batch_wait_s": "600"}, "batch_wait_s='600' must be a number of seconds"),
         ({"answer_by": "06:00"}, "answer_by='06:00' must be a moment in seconds since the epoch"),
         ({"reuse_since": None}, "reuse_since=None must be a moment"),
+        ({"context_window": "8k"}, "context_window='8k' must be a whole number of tokens"),
+        ({"retry": 3}, r"retry=3 must be a RetryPolicy\(...\)"),
+        ({"calibration": 30}, r"calibration=30 must be a CalibrationPlan\(...\)"),
     ],
 )
 def test_a_number_of_another_type_is_an_error_in_words(wrong: dict[str, Any], message: str) -> None:
@@ -62,5 +65,26 @@ def test_a_number_of_another_type_is_an_error_in_words(wrong: dict[str, Any], me
 @pytest.mark.parametrize("fallbacks", ["openai/gpt-4o-mini", ["openai/gpt-4o-mini"]])
 def test_fallbacks_by_name_are_an_error_in_words(fallbacks: Any) -> None:
     """They need the same key and bounds as any model."""
-    with pytest.raises(ConfigError, match="fallbacks has 'openai/gpt-4o-mini'; each is a ModelSpec"):
+    with pytest.raises(
+        ConfigError, match=r"fallbacks=.*'openai/gpt-4o-mini'.* must be a tuple, each of it a ModelSpec"
+    ):
         Options(fallbacks=fallbacks)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_cost_usd": "five"}, "max_cost_usd='five' is not a number of USD"),
+        ({"max_cost_usd": -1}, "max_cost_usd='-1' must be more than 0"),
+        ({"rates": 60}, r"rates is a int; give rates=Rates\(...\)"),
+        ({"price": 0.15}, r"price is a float; give price=Price\(...\)"),
+        ({"policy": {"batch_size": 20}}, r"policy is a dict; give policy=Policy\(...\)"),
+        ({"caps": (5,)}, r"caps=\(5,\) must be a tuple, each of it a BudgetLimit"),
+        ({"lease_ttl_s": 0}, "lease_ttl_s=0 must be a number of seconds, more than 0"),
+        ({"lease_ttl_s": "30"}, "lease_ttl_s='30' must be a number of seconds"),
+    ],
+)
+def test_option_of_another_type_is_an_error_in_words(wrong: dict[str, Any], message: str) -> None:
+    """When the options are created."""
+    with pytest.raises(ConfigError, match=message):
+        Options(**wrong)
