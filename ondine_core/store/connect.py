@@ -128,7 +128,7 @@ def find_dagster_store(home: str, environment: Mapping[str, str]) -> str:
         if isinstance(base, Mapping):
             base = environment[base["env"]]
         return store_in(Path(base) / "storage")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{str(file)!r} does not say where the instance's storage is ({type(error).__name__}); name the store."
         ) from error

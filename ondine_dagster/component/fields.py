@@ -108,7 +108,7 @@ def _media(context: dg.ResolutionContext, value: MediaFields) -> MediaOptions:
 def _read_examples(file: Path) -> list[Any]:
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"Cannot read the examples in {str(file)!r} ({type(error).__name__}).") from error
     if not isinstance(found, list):
         raise ConfigError(f"{str(file)!r} has a {type(found).__name__} where a list of examples was expected.")

@@ -680,6 +680,15 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def test_examples_that_are_nested_too_deeply_are_named() -> None:
+    """As any other file that cannot be read."""
+    files = {"labels/e.yaml": "[" * 2000 + "]" * 2000}
+    wrong = {"prompt": {"text": PROMPT, "examples": "e.yaml"}}
+    with pytest.raises(Exception, match="labels") as caught, loaded(wrong, files):
+        pass
+    assert any("Cannot read the examples in" in str(error) for error in causes(caught.value))
+
+
 @pytest.mark.parametrize("key", ["sentinel-5up3r-53cr3t", "{{ env('SHOP_KEY', 'sentinel-5up3r-53cr3t') }}"])
 def test_literal_api_key_is_refused(key: str) -> None:
     """Without repeating it."""
