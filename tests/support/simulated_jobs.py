@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ondine_core.errors import JobLostError, ProviderError, TransientError
+from ondine_core.errors import ConfigError, JobLostError, ProviderError, TransientError
 from ondine_core.providers.job_api import JobLimits, JobProblem, JobReply, JobStatus, NewJob
 from ondine_core.providers.media_parts import openai_content
 from ondine_core.providers.pricing import Price
@@ -98,6 +98,8 @@ class JobProvider:
         problems: The problems for which the next jobs are not run, one list for each job.
         noise: Whether each result is followed by a copy, a result of another job, and an unreadable line.
         lost: Whether results are lost.
+        has_api: Whether it can be connected to.
+        fails_after_s: Seconds after which a request for the state of a job fails; `None` if it is answered.
     """
 
     now: Callable[[], float]
@@ -110,12 +112,16 @@ class JobProvider:
     problems: list[tuple[JobProblem, ...]] = field(default_factory=list)
     noise: bool = False
     lost: bool = False
+    has_api: bool = True
+    fails_after_s: float | None = None
     jobs: dict[str, _Job] = field(default_factory=dict)
     billed: Counter[str] = field(default_factory=Counter)
     usd: Decimal = Decimal(0)
 
     def api(self, kill_point: KillPoint | None = None, account: str = "a") -> _Api:
         """A connection of a process to the API."""
+        if not self.has_api:
+            raise ConfigError("There is no batch API.")
         return _Api(self, kill_point or KillPoint(), account)
 
     def settle(self, job: _Job) -> None:
@@ -184,6 +190,9 @@ class _Api:
 
     async def get_status(self, job_id: str) -> JobStatus:
         self.kill_point.step()
+        if self.provider.fails_after_s is not None:
+            await asyncio.sleep(self.provider.fails_after_s)
+            raise TransientError("There was no reply.")
         job = self._find(job_id)
         self.provider.settle(job)
         ran = job.ran or {}

@@ -20,20 +20,32 @@ from ondine_core.store.database import Database
 from ondine_core.store.origins import find_definition
 from ondine_core.types.job_record import JobRecord
 
+_MAX_S = 60.0
+"""How long jobs of which a run needs nothing may delay it; the next run reads the others."""
+
 
 async def read_orphans(run: RunContext) -> None:
-    """Read those jobs of the asset that have ended and for which neither this run nor another one waits."""
+    """Read those jobs of the asset that have ended and for which neither this run nor another one waits.
+
+    Without an asset nothing is kept of who waits, so a job may be that of another program.
+    """
     store = run.runtime.store
-    if not isinstance(store, Store) or run.runtime.connect_jobs is None:
+    if not isinstance(store, Store) or run.runtime.connect_jobs is None or not run.origin.asset:
         return
     orphans = await store.read(partial(_find_orphans, run=run))
     if not orphans:
         return
-    api = run.runtime.connect_jobs()
+    try:
+        api = run.runtime.connect_jobs()
+    except ConfigError:  # the model has no batch API any more, as with another `base_url`
+        return
+    until = run.clock.elapsed() + _MAX_S
     # Without rows, since the table has none of theirs.
     context = JobContext(replace(run, first={}), api, store, lambda _: iter(()), BatchQueue(iter(()), 0, lambda _: {}))
     try:
         for record in orphans:
+            if run.clock.elapsed() >= until:
+                return
             try:
                 await _read(context, record)
             except TransientError:

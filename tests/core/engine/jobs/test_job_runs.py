@@ -527,3 +527,37 @@ def test_job_whose_prompt_has_changed_is_read_by_the_next_run_after_its_end(
         assert again.spend.calls == (5 if part == "output" else 0)
 
     in_world(tmp_path, act, team_usd=Decimal(1))
+
+
+def test_program_without_an_asset_leaves_the_jobs_of_others_alone(tmp_path: Path) -> None:
+    """Their answers would be lost if it has another output, and paid again."""
+
+    async def act(world: JobWorld) -> None:
+        assert isinstance(await world.run(words(5), asset=""), JobsUnderWayError)
+        await world.clock.sleep(2 * HOUR_S)
+        world.output = "spoken"
+        assert isinstance(await world.run(words(5), asset="", tier="standard"), Report)
+        world.output = "said"
+        report = await world.run(words(5), asset="")
+        assert isinstance(report, Report)
+        assert set(world.provider.billed.values()) == {2}
+
+    in_world(tmp_path, act)
+
+
+def test_run_does_not_depend_on_jobs_of_which_it_needs_nothing(tmp_path: Path) -> None:
+    """It neither fails if the batch API cannot be connected to, nor waits long if that does not answer."""
+
+    async def act(world: JobWorld) -> None:
+        for number in range(5):
+            world.question = f"{number}: say {{word}}"
+            assert isinstance(await world.run(words(5)), JobsUnderWayError)
+        world.question = "Say {word}"
+        world.provider.has_api = False
+        assert isinstance(await world.run(words(5), tier="standard"), Report)
+        world.provider.has_api, world.provider.fails_after_s = True, 50.0
+        began = world.clock.now()
+        assert isinstance(await world.run(words(5), tier="standard"), Report)
+        assert world.clock.now() - began < 120
+
+    in_world(tmp_path, act)
