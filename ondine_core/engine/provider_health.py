@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ondine_core.engine.run_context import RunContext
 from ondine_core.errors import FatalError, RefusedError, TransientError
 from ondine_core.limits import AdaptiveConcurrency
+from ondine_core.limits.retry import RetryPolicy
 from ondine_core.types.values import Key, Tier
 
 _MAX_QUOTA_S = 31 * 86400.0
@@ -48,6 +49,7 @@ class ProviderHealth:
         self._no_capacity_since: float | None = None  # and no reply since
         self._failing: set[tuple[Key, ...]] = set()  # since the last reply
         self._lost: set[Key] = set()  # prompts of which a larger batch lost as many calls as it may
+        self._overdue: set[Key] = set()  # prompts of which a larger batch failed for longer than an outage may last
         self._doubted: FatalError | None = None
         self._doubts = 0
         self._unreachable_in_a_row = 0
@@ -91,19 +93,25 @@ class ProviderHealth:
         """
         if (error.retry_after_s or 0.0) > self._run.policy.retry.max_retry_after_s:
             return False
-        is_long = (self._failing_s() or 0.0) >= self._run.policy.retry.max_outage_s
-        is_down = is_long and not self._may_be_of_a_row(error)
+        is_down = self._is_long() and not self._may_be_of_a_row(error)
         return len(keys) > 1 and self._unreachable_in_a_row <= _MAX_HALVINGS and not is_down
 
     def note_halved(self, keys: tuple[Key, ...], error: TransientError) -> None:
         """Record that a batch of these prompts is asked in halves, which take its place among failing calls."""
         self._failing.discard(keys)
-        if error.times_lost >= self._run.policy.retry.max_lost:
+        if error.times_lost >= self.retry_policy(keys).max_lost:
             self._lost.update(keys)
+        if self._is_long():
+            self._overdue.update(keys)
 
-    def lost_before(self, keys: tuple[Key, ...]) -> int:
-        """How many lost calls count against a call with these prompts before it is made."""
-        return 0 if self._lost.isdisjoint(keys) else self._run.policy.retry.max_lost - 1
+    def retry_policy(self, keys: tuple[Key, ...]) -> RetryPolicy:
+        """How a call with these prompts is retried; the halves of a batch continue where the batch ended."""
+        policy = self._run.policy.retry
+        if not self._lost.isdisjoint(keys):
+            policy = replace(policy, max_lost=1)
+        if not (self._answered or self._overdue.isdisjoint(keys)):
+            policy = replace(policy, max_attempts=1)
+        return policy
 
     # -- what is at fault ------------------------------------------------------------------------------------------
 
@@ -186,6 +194,10 @@ class ProviderHealth:
         """For how long no call has been answered; `None` if some are."""
         since = self._limits.closed_since
         return None if since is None else self._run.clock.elapsed() - since
+
+    def _is_long(self) -> bool:
+        """Whether no call has been answered for longer than an outage may last."""
+        return (self._failing_s() or 0.0) >= self._run.policy.retry.max_outage_s
 
     def _may_be_of_a_row(self, error: TransientError) -> bool:
         """Whether a row may be why its calls fail: others were answered, or the server failed while it handled it."""

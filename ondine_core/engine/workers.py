@@ -165,8 +165,8 @@ class Asker:
                 result = run.interpreter.fail(batch, oversize)
             else:
                 attempt = partial(self._attempt, encoded, part, observer)
-                lost = self._health.lost_before(tuple([item.key for item in batch.items]))
-                result = await retry(attempt, run.policy.retry, self._sleep, run.clock.rng, lost)
+                policy = self._health.retry_policy(tuple([item.key for item in batch.items]))
+                result = await retry(attempt, policy, self._sleep, run.clock.rng)
         except (FatalError, BudgetExhaustedError) as fatal:
             observer.ended(0, 0, len(batch.items), fatal)
             run.stop.stop(fatal)
@@ -227,9 +227,9 @@ class Asker:
     def _give_up(self, batch: Batch, error: TransientError) -> BatchResult:
         """Halve a batch after its last attempt if it may be due to one of its rows; otherwise its prompts fail."""
         self._health.note_unreachable(error, max(self._workers, _UNREACHABLE_BEFORE_GIVING_UP))
-        failure = Failure("unreachable", self._run.policy.retry.explain(error))
-        usd = None if error.times_lost else Decimal(0)
         keys = tuple([item.key for item in batch.items])
+        failure = Failure("unreachable", self._health.retry_policy(keys).explain(error))
+        usd = None if error.times_lost else Decimal(0)
         if self._health.should_halve(keys, error):
             self._health.note_halved(keys, error)
             return self._run.interpreter.halve(batch, failure, usd)

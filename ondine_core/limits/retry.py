@@ -76,16 +76,14 @@ async def retry(
     policy: RetryPolicy,
     sleep: Callable[[float], Awaitable[None]],
     rng: random.Random,
-    lost: int = 0,
 ) -> T:
     """The result of the first of the calls that `policy` allows which does not fail with a `TransientError`.
-
-    Of the calls that may get lost, `lost` have been made.
 
     Raises:
         TransientError: That of the last call.
     """
     attempt = 1
+    lost = 0
     while True:
         try:
             return await make(attempt)

@@ -292,6 +292,21 @@ def test_loading_model_is_waited_for_minutes(rows: int, failure: dict[str, Any])
         start(400, rows, **failure)
 
 
+def test_outage_met_by_one_batch_ends_the_run_in_time() -> None:
+    """The halves of a batch that is all there is to ask do not each go through all attempts."""
+
+    def main(clock: Clock) -> Any:
+        async def ask() -> float:
+            chosen = Options(store=MemoryStore(), policy=Policy(retry=RetryPolicy(), batch_size=20), clock=clock)
+            with pytest.raises(TransientError):
+                await answer(texts(20), QUESTION, chosen, Starting(clock, 10_000, {"kind": "broken"}))
+            return clock.elapsed()
+
+        return ask()
+
+    assert run_virtually(main) < 360
+
+
 def test_server_without_connection_is_waited_for_30_s() -> None:
     """Its address is more likely wrong than the server starting."""
     assert start(25, 20, cause="connection") == [None] * 20
