@@ -10,6 +10,7 @@ import os
 import selectors
 import threading
 from itertools import count
+from operator import attrgetter
 from typing import Any, Protocol
 from weakref import WeakSet, WeakValueDictionary
 
@@ -53,9 +54,11 @@ def make_event_loop() -> asyncio.AbstractEventLoop:
 
 def _before() -> None:
     _forking.acquire()
-    for _, lock in sorted(_locks.items(), reverse=True):
-        lock.acquire()
-        _held.append(lock)
+    for reference in sorted(_locks.valuerefs(), key=attrgetter("key"), reverse=True):  # a copy: threads add theirs
+        lock = reference()
+        if lock is not None:
+            lock.acquire()
+            _held.append(lock)
 
 
 def _after() -> None:

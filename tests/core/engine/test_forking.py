@@ -63,10 +63,33 @@ ends = {end_of_child(int) for _ in range(20)}
 ended.set()
 print(ends)
 """
+WHILE_LOCKS_ARE_MADE = """
+from ondine_core.types.forking import make_lock
+sys.setswitchinterval(1e-5)
+older = [make_lock() for _ in range(300)]
+ended = threading.Event()
+
+def make():
+    while not ended.is_set():
+        [make_lock() for _ in range(50)]
+
+for _ in range(3):
+    threading.Thread(target=make).start()
+ends = {end_of_child(int) for _ in range(60)}
+ended.set()
+print(ends)
+"""
 
 
 @pytest.mark.parametrize(
-    ("program", "ends"), [(IN_A_FUNCTION, "{(0, 3, 0)}"), (IN_ANOTHER_THREAD, "{0}"), (IN_NESTED_LOCKS, "{0}")]
+    ("program", "ends"),
+    [
+        (IN_A_FUNCTION, "{(0, 3, 0)}"),
+        (IN_ANOTHER_THREAD, "{0}"),
+        (IN_NESTED_LOCKS, "{0}"),
+        (WHILE_LOCKS_ARE_MADE, "{0}"),
+    ],
+    ids=["function", "thread", "nested", "new"],
 )
 def test_process_may_be_forked_during_a_run(program: str, ends: str, tmp_path: Path) -> None:
     """Neither process hangs; the new one may use the same store, and leaves event loop and locks of the first alone."""
