@@ -9,12 +9,12 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
 from ondine_core.errors import ConfigError
 from ondine_core.store.budget_state import UNIT_USD
+from ondine_core.types.numbers import is_number
 
 Period: TypeAlias = Literal["run", "day", "month", "ever"]
 
@@ -50,9 +50,7 @@ class BudgetLimit:
         if self.period != "run" and not self.name:
             raise ConfigError(f"A budget with period={self.period!r} needs a name, by which others find it.")
         shares: Any = self.warn_at
-        if not isinstance(shares, list | tuple) or not all(
-            isinstance(one, Real) and 0 < float(one) <= 1 for one in shares
-        ):
+        if not isinstance(shares, list | tuple) or not all(one and is_number(one, 0, 1) for one in shares):
             raise ConfigError(f"warn_at={self.warn_at!r} must be shares of the cap, more than 0 and at most 1.")
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from math import inf, nan
 from numbers import Integral, Real
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 
 def is_number(value: object, least: float, most: float = inf) -> bool:
     """Whether `value` is a real number from `least` to `most`; a text and NaN are not."""
-    number: Any = value if isinstance(value, Real) else nan
+    is_real = isinstance(value, Real) or (isinstance(value, Decimal) and not value.is_nan())
+    number: Any = value if is_real else nan
     return bool(least <= number <= most)
 
 

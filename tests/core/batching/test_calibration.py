@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -204,6 +205,11 @@ def test_answers_missing_from_batches_count_as_disagreement() -> None:
     assert found.batch_size == 5
     assert found.complaint is not None
     assert found.complaint.endswith("batch_size=5 is used instead.")
+
+
+def test_share_may_be_a_decimal() -> None:
+    """As in the arguments of an asset."""
+    assert CalibrationPlan(5, min_agreement=Decimal("0.9")).min_agreement == Decimal("0.9")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
