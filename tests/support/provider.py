@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
 from typing import Any, Self
 
@@ -43,7 +44,7 @@ class ReceivedRequest:
         """The conversation."""
         return self.body["messages"]
 
-    @property
+    @cached_property
     def prompt(self) -> str:
         """The last user message."""
         content = next(message["content"] for message in reversed(self.messages) if message["role"] == "user")

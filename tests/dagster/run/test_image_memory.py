@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from tests.support.image_rows import ROWS
-from tests.support.pictures import saved
+from tests.support.pictures import uncompressed
 from tests.support.provider import Provider
 
 pytestmark = pytest.mark.slow
@@ -29,7 +28,7 @@ def image(number: int, *, changed: bool = False) -> bytes:
     """A file of about 200 kB, different for each number; `changed` differs in one byte of its pixels."""
     pixels = bytearray(random.Random(number).randbytes(3 * SIDE_PX * SIDE_PX))
     pixels[0] ^= changed
-    return saved(Image.frombytes("RGB", (SIDE_PX, SIDE_PX), bytes(pixels)), "png", compress_level=0)
+    return uncompressed(SIDE_PX, bytes(pixels))
 
 
 def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
