@@ -261,6 +261,7 @@ def test_a_broken_law_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
     tests = [test for test in TESTS if name.search((tmp_path / test).read_text(encoding="utf-8"))]
     command = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", PROFILE, "-k", mutant.law, *tests)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["HYPOTHESIS_NO_PLUGINS"] = "1"  # trio's, which Selenium needs, is slow to import
     ran = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
