@@ -113,7 +113,7 @@ class Lease:
             async with _renewed(self):
                 yield
         finally:
-            # Also when the wait is broken off: the lease may have been granted unheard. If the store is gone, it runs
+            # Also when the wait is broken off: the lease may have been granted unnoticed. If the store is gone, it runs
             # out.
             with suppress(StoreError):
                 await asyncio.shield(self.release())

@@ -58,8 +58,8 @@ class RateLimiter:
         self._store = store
         self._now = clock.now
         self._sleep = clock.sleep
-        self._ahead = asyncio.Semaphore(_most_ahead(*rates.per_second))
-        self._heard = RateReports()
+        self._ahead = asyncio.Semaphore(_max_booked_ahead(*rates.per_second))
+        self._reports = RateReports()
         self._unwanted: dict[float, _Booking] = {}
         self._door, self._free_at = asyncio.Lock(), 0.0
 
@@ -124,7 +124,7 @@ class RateLimiter:
 
     async def reset(self) -> None:
         """Forget all bookings and hold-offs; callers that wait for theirs still do."""
-        self._heard = RateReports()
+        self._reports = RateReports()
         await self._change(lambda queue, _: Queue(made=queue.made))
 
     async def hold_off(self, seconds: float) -> None:
@@ -152,7 +152,7 @@ class RateLimiter:
         """
         rate = self._rates[1]
         if rate:
-            self._heard = self._heard.used((used_tokens - booked_tokens) / rate, self._now())
+            self._reports = self._reports.used((used_tokens - booked_tokens) / rate, self._now())
 
     async def _book(self, tokens: int, until: float) -> _Booking:
         at, booking = 0.0, _Booking(0.0, 0.0, 0.0, 0.0, ())
@@ -205,24 +205,24 @@ class RateLimiter:
             await self._change(step)
 
     async def _change(self, step: Callable[[Queue, float], Queue]) -> None:
-        heard, self._heard = self._heard, RateReports()
+        reports, self._reports = self._reports, RateReports()
 
         def apply(numbers: Numbers | None) -> Numbers:
             now = self._now()
-            queue = heard.applied(Queue.read(numbers, now, self._rates), now)
+            queue = reports.applied(Queue.read(numbers, now, self._rates), now)
             return step(queue, now).written(now, self._rates)
 
         await self._store.update(self._name, apply)
 
 
-def _most_ahead(requests_a_s: float | None, tokens_a_s: float | None) -> int:
+def _max_booked_ahead(requests_a_s: float | None, tokens_a_s: float | None) -> int:
     calls_a_s = min(requests_a_s or math.inf, tokens_a_s / _TOKENS_A_CALL if tokens_a_s else math.inf, 10_000)
     return max(_BOOKED_AHEAD, math.ceil(calls_a_s * _BOOKED_AHEAD_S))
 
 
 def _available(queue: Queue, now: float, rates: tuple[float | None, ...], bursts: Numbers) -> tuple[float, float]:
-    owed_requests, owed_tokens = queue.owed(now, rates)
-    requests = math.inf if rates[0] is None else max(0, math.floor(bursts[0] - owed_requests + 1e-3))
+    requests_behind, tokens_behind = queue.backlog(now, rates)
+    requests = math.inf if rates[0] is None else max(0, math.floor(bursts[0] - requests_behind + 1e-3))
     if now < queue.held_until or not requests:
         return 0.0, 0.0
-    return float(requests), math.inf if not owed_tokens else max(0.0, bursts[1] - owed_tokens)
+    return float(requests), math.inf if not tokens_behind else max(0.0, bursts[1] - tokens_behind)

@@ -4,7 +4,7 @@ A booking is arithmetic on two numbers, the instants at which the request rate a
 generic cell rate algorithm, ITU-T I.371, with weights). Both are booked for one joint instant: booked apart, callers
 that the token rate held back would leave together and break the request rate.
 
-What processes share is not these instants but what is owed, in requests and tokens as of the last writer's clock. So a
+What processes share is not these instants but the backlog, in requests and tokens as of the last writer's clock. So a
 rate that was set wrongly leaves no queue of hours behind once it is set right, and a host whose clock runs far ahead
 delays no caller: a process that finds the last writer more than a minute in its future counts from its own present.
 Clocks that differ by less keep the rates but for windows as short as the difference, which those behind wait longer.
@@ -116,16 +116,16 @@ class Queue:
         """The queue as `written` left it."""
         if numbers is None:
             return cls()
-        *owed, held_s, written_at, made, last = numbers
+        *backlog, held_s, written_at, made, last = numbers
         then = written_at if written_at - now <= _CLOCKS_AGREE_S else now
-        free_at = (then + (units / rate if rate else 0.0) for units, rate in zip(owed, rates, strict=True))
+        free_at = (then + (units / rate if rate else 0.0) for units, rate in zip(backlog, rates, strict=True))
         return cls(tuple(free_at), then + held_s, made, last)
 
     def written(self, now: float, rates: tuple[float | None, ...]) -> Numbers:
-        """What the store keeps: requests and tokens owed, seconds held off, as of when, bookings made, the last one."""
-        return (*self.owed(now, rates), max(0.0, self.held_until - now), now, self.made, self.last)
+        """What the store keeps: backlog in requests and tokens, seconds held off, the time, bookings made, the last one."""
+        return (*self.backlog(now, rates), max(0.0, self.held_until - now), now, self.made, self.last)
 
-    def owed(self, now: float, rates: tuple[float | None, ...]) -> Numbers:
+    def backlog(self, now: float, rates: tuple[float | None, ...]) -> Numbers:
         """Requests and tokens that were booked and from which the rates have not recovered."""
         return tuple(max(0.0, free - now) * (rate or 0.0) for free, rate in zip(self.free_at, rates, strict=True))
 

@@ -596,7 +596,7 @@ def test_no_correction_without_a_token_rate() -> None:
     ],
 )
 def test_available_requests_and_tokens(rates: Rates, calls: int, left: tuple[float, float]) -> None:
-    """The requests and tokens of the burst; with nothing owed, one call of any size. Asking books nothing."""
+    """The requests and tokens of the burst; without a backlog, one call of any size. Asking books nothing."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
         for _ in range(calls):
