@@ -122,7 +122,7 @@ class Queue:
         return cls(tuple(free_at), then + held_s, made, last)
 
     def written(self, now: float, rates: tuple[float | None, ...]) -> Numbers:
-        """What the store keeps: backlog in requests and tokens, seconds held off, the time, bookings made, the last one."""
+        """What the store keeps: backlog in requests and tokens, seconds held off, the time, bookings, the last one."""
         return (*self.backlog(now, rates), max(0.0, self.held_until - now), now, self.made, self.last)
 
     def backlog(self, now: float, rates: tuple[float | None, ...]) -> Numbers:
