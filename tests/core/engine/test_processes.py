@@ -331,8 +331,9 @@ def test_an_outage_of_five_seconds() -> None:
         model = Watched(connect(ModelSpec("openai_compatible/m", base_url=provider.base_url)))
         assert asyncio.run(main()).column("answer") == table["text"]
     start, end = began[0], began[0] + 2 * half_s
-    # Without probing 50 workers would make thousands of calls in these seconds.
-    assert sum(start + 1 <= left < end for left, *_ in model.calls) <= 50
+    # Without probing 50 workers would make thousands of calls in these seconds. Each makes two before the outage is
+    # noticed; on a busy machine the second ones leave late.
+    assert sum(start <= left < end for left, *_ in model.calls) <= 3 * 50
     assert most_in_flight([(left, back) for left, back, answered in model.calls if answered and left >= end]) >= 40
 
 
