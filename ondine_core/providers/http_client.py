@@ -14,13 +14,11 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.http_connection import Connector, NotSentError, Request, Resolve, Target
+from ondine_core.providers.http_connection import SHORTEST_S, Connector, NotSentError, Request, Resolve, Target
 from ondine_core.providers.http_errors import ADVICE, Address
 from ondine_core.providers.settings import check_header
 
 CONNECT_TIMEOUT_S = 15.0
-_SHORTEST_S = 0.001
-"""To aiohttp, 0 is no time-out."""
 HEADERS: Mapping[str, str] = {"accept": "application/json", "accept-encoding": "identity"}
 
 SecretHeaders: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
@@ -142,7 +140,7 @@ class HttpClient:
 def shorten(limits: aiohttp.ClientTimeout, left_s: float) -> aiohttp.ClientTimeout:
     """`limits` of which `left_s` are left in all."""
     return aiohttp.ClientTimeout(
-        total=None if left_s == inf else max(left_s, _SHORTEST_S),
+        total=None if left_s == inf else max(left_s, SHORTEST_S),
         connect=limits.connect,
         sock_read=limits.sock_read,
         ceil_threshold=limits.ceil_threshold,

@@ -49,6 +49,8 @@ _OTHER_FILES = 128
 _CONNECTIONS_A_CALL = 2
 """One that is in use, and one that rests."""
 _DISTRUST_S = 60.0
+SHORTEST_S = 0.001
+"""To aiohttp, 0 is no time-out."""
 
 
 class NotSentError(aiohttp.ClientConnectionError):
@@ -355,8 +357,11 @@ class Connector(aiohttp.TCPConnector):
 
     async def exchange(self, target: Target, request: bytes, until: float) -> tuple[Any, bytes]:
         """Send a whole request on a connection of its own, and return the head and the content of the reply."""
+        limits, left_s = target.limits, until - self._loop.time()
+        if left_s < (limits.connect or 0.0):
+            limits = aiohttp.ClientTimeout(connect=max(left_s, SHORTEST_S), ceil_threshold=inf)
         try:
-            connection = await self.connect(target.request, [], target.limits)
+            connection = await self.connect(target.request, [], limits)
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError from error
         if self._loop.time() >= until:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import socket
+import time
 import traceback
 from email.utils import formatdate
 from pathlib import Path
@@ -289,6 +291,22 @@ def test_keys_in_messages_are_masked(key: str) -> None:
     raised = failure(response, api_key="tok_of/any+form")
     assert key not in str(raised)
     assert "Incorrect API key provided" in str(raised)
+
+
+def test_time_for_a_token_leaves_less_to_connect() -> None:
+    """`timeout_s` bounds both."""
+
+    async def wait_for_token() -> dict[str, str]:
+        await asyncio.sleep(1.8)
+        return {}
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes no part in a TLS handshake
+        endpoint = Endpoint(f"https://127.0.0.1:{silent.getsockname()[1]}/v1", 2.0, wait_for_token)
+        model = HttpModel(endpoint, lambda _: b"{}", chat_reply)
+        began = time.monotonic()
+        with pytest.raises(TransientError, match="Cannot connect"):
+            one_call(model)
+        assert time.monotonic() - began < 3.0
 
 
 @pytest.mark.parametrize(
