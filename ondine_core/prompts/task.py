@@ -72,7 +72,8 @@ def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) 
             columns = f"The columns are {', '.join(map(repr, names))}." if names else "They have no columns at all."
             raise ConfigError(f"The prompt reads column {column!r}, which the rows do not have.{meant} {columns}")
     for name in names:
-        if f"{{{name}}}" in (task.prompt.system or ""):
+        # A number in braces is rather a part of a regular expression.
+        if not str(name).isdecimal() and f"{{{name}}}" in (task.prompt.system or ""):
             raise ConfigError(
                 f"The system message has {{{name}}}, but it is the same for every row and sent as it stands; write the "
                 "placeholder in the text of the prompt."
