@@ -328,7 +328,8 @@ def test_placeholder_in_the_system_message_is_an_error(prompt: Prompt) -> None:
     with pytest.raises(ConfigError, match=r"The system message has \{[ab]\}, but it is the same for every row"):
         enrich_sync({"a": ["x"], "b": ["y"]}, prompt=prompt, output="c", model=ScriptedModel({"": "ok"}))
     other = replace(prompt, system='Answer {"c": "..."}, {d} or [0-9]{3}.')
-    report = enrich_sync({"a": ["x"], "b": ["y"], "3": ["z"]}, prompt=other, output="c", model=ScriptedModel({"": "ok"}))
+    table = {"a": ["x"], "b": ["y"], "3": ["z"]}
+    report = enrich_sync(table, prompt=other, output="c", model=ScriptedModel({"": "ok"}))
     assert report.column("c") == ["ok"]
 
 
