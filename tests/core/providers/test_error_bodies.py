@@ -232,7 +232,7 @@ def test_fields_that_echo_the_request_are_not_read() -> None:
     assert read_error(orjson.dumps(body), NOON).message == "Input was flagged"
 
 
-RARE = st.text("qxzjv 0123456789üß", min_size=8, max_size=40).map(str.strip).filter(lambda text: len(text) >= 8)
+RARE = st.text("qxzjv 0123456789üß", min_size=8, max_size=40).filter(lambda text: len(" ".join(text.split())) >= 8)
 
 
 @given(st.sampled_from(["", "Invalid input: ", "The field '"]), RARE, st.sampled_from(["", "' is not known", " at 7"]))
