@@ -15,8 +15,8 @@ interpreter = python()
 pytest = (interpreter, "-m", "pytest")
 ruff = (interpreter, "-m", "ruff")
 types = (interpreter, "-m", "mypy")
-# Four processes more than processors, because many tests wait for daemons, downloads or a browser.
-parallel = ("-n", str((os.cpu_count() or 1) + 4), "--dist", "loadfile", "--no-loadscope-reorder", "-q")
+# Two processes more than processors, because many tests wait for daemons, downloads or a browser; four more are slower.
+parallel = ("-n", str((os.cpu_count() or 1) + 2), "--dist", "loadfile", "--no-loadscope-reorder", "-q")
 for command in ((*ruff, "check", "."), (*ruff, "format", "--check", ".")):
     run(*command)
 if sys.argv[1:]:
