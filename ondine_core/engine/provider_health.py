@@ -133,7 +133,7 @@ class ProviderHealth:
     def find_wait_s(self, error: TransientError, keys: tuple[Key, ...], refused: int) -> float | None:
         """How long to wait until the same call is made again without counting as another attempt; `None` if it counts.
 
-        It was `refused` so often in succession because of missing capacity.
+        `refused` is how often in succession it was refused because of missing capacity.
         """
         if error.cause == "capacity":
             return self._capacity_wait_s(error, refused)
@@ -219,7 +219,10 @@ class _RefusalStreak:
     count: int = 0
 
     def add(self, error: RefusedError, *, any_answer: bool) -> FatalError | None:
-        """Note a refusal, and return why the run should end, if it should; without `any_answer` none is about a row."""
+        """Note a refusal, and return why the run should end, if it should.
+
+        As long as no row has an answer (`any_answer` is false), a refusal is never taken to be about one row.
+        """
         # Without what differs from call to call: amounts, times, and the names of requests.
         words = re.sub(r"[\w-]*\d[\w.-]*", "0", str(error))
         self.alike = self.alike + 1 if words == self.words else 1

@@ -24,8 +24,8 @@ class RetryPolicy:
         max_attempts: Calls in all, the first included.
         first_wait_s: Longest first pause; it doubles from call to call.
         max_wait_s: Longest pause this policy chooses itself; a provider's `Retry-After` may be longer.
-        max_lost: Calls in all that may have been billed without a reply, as after a time-out. Each half of a batch of
-            which so many were lost may lose one more.
+        max_lost: Calls in all that may have been billed without a reply, as after a time-out. A batch that reaches this
+            number is halved, and each half may lose one more call.
         max_retry_after_s: A provider that asks for a longer pause than this is not waited for.
         max_outage_s: How long no call may be answered before the run ends. An outage is waited out, probed by one call
             at a time, and is not an attempt of any call.

@@ -50,7 +50,7 @@ _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What the failures of calls have to know of the server."""
+    """What is said about a server in the errors of calls to it."""
 
     host: str
     timeout_s: float

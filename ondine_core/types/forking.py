@@ -53,6 +53,7 @@ def make_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def _before() -> None:
+    """Take all locks, the newest first, so that no other thread holds one while the process is copied."""
     _forking.acquire()
     for reference in sorted(_locks.valuerefs(), key=attrgetter("key"), reverse=True):  # a copy: threads add theirs
         lock = reference()
