@@ -16,6 +16,7 @@ from ondine_core.preprocessing.cleaning import Clean
 from ondine_core.preprocessing.preprocess import find_preprocessing
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.prompts.output_schema import Output, OutputSchema, compile_schema
+from ondine_core.prompts.system_message import check_system
 from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
 from ondine_core.providers.media_limits import check_media
 from ondine_core.types.suggestion import did_you_mean
@@ -66,18 +67,14 @@ def check_sight(prompt: CompiledPrompt, model: ModelSpec) -> None:
 
 def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) -> None:
     """Check that a table with columns `names` can be asked `task`, with `overwrite` whatever other columns it has."""
-    for column in task.prompt.columns:
+    columns = task.prompt.columns
+    for column in columns:
         if column not in names:
             meant = did_you_mean(column, [name for name in names if isinstance(name, str)])
-            columns = f"The columns are {', '.join(map(repr, names))}." if names else "They have no columns at all."
-            raise ConfigError(f"The prompt reads column {column!r}, which the rows do not have.{meant} {columns}")
-    for name in names:
-        # A number in braces is rather a part of a regular expression.
-        if not str(name).isdecimal() and f"{{{name}}}" in (task.prompt.system or ""):
-            raise ConfigError(
-                f"The system message has {{{name}}}, but it is the same for every row and sent as it stands; write the "
-                "placeholder in the text of the prompt."
-            )
+            known = f"The columns are {', '.join(map(repr, names))}." if names else "They have no columns at all."
+            raise ConfigError(f"The prompt reads column {column!r}, which the rows do not have.{meant} {known}")
+    # For those that it reads the system message was checked when it was compiled.
+    check_system(task.prompt.system or "", task.prompt.syntax, [name for name in names if name not in columns])
     for output in task.schema.names:
         if output in names and not overwrite:
             raise ConfigError(

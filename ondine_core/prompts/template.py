@@ -15,6 +15,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.media import Gallery, MediaOptions, MediaReader
 from ondine_core.preprocessing.preprocess import PreprocessedRow, Preprocessing, prepare, prepare_example
 from ondine_core.prompts.braces_syntax import compile_braces
+from ondine_core.prompts.system_message import compile_system
 from ondine_core.prompts.template_syntax import Template, write_beside_media
 from ondine_core.providers.wire_text import check_text
 from ondine_core.types.cell_text import is_blank, write_cell
@@ -36,7 +37,8 @@ class Prompt:
         syntax: `"braces"`, or `"jinja2"` for `{{ column }}`, `{{ column | image }}`, `{{ column | document }}`,
             conditions and other filters (sandboxed; undefined names fail).
             A file whose name ends in `.j2` or `.jinja` is Jinja2 unless `syntax` says otherwise.
-        system: System message, the same for every row.
+        system: System message, the same for every row, so placeholders in it are errors. In the syntax `"braces"`,
+            double the braces of a column that the prompt reads to send them literally; all else is sent as it stands.
         examples: Few-shot pairs, `({"review": "..."}, {"sentiment": "positive"})`; a template with one placeholder
             also takes `("...", {...})`.
         media: How images and documents are read and sent.
@@ -204,7 +206,7 @@ def compile_prompt(
         **{part.name: getattr(template, part.name) for part in fields(template)},
         source=source,
         syntax=syntax,
-        system=spec.system,
+        system=spec.system and compile_system(spec.system, syntax, columns),
         examples=tuple(examples),
         preparation=preparation,
         reader=reader,

@@ -321,16 +321,36 @@ def test_jinja2_has_no_filter_that_is_another_in_each_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", [Prompt("{a}", system="A {b} shop"), Prompt("{{ a }}", system="A {a}", syntax="jinja2")]
+    "prompt",
+    [
+        Prompt("{a}", system="A {b} shop"),
+        Prompt("{a}", system="A {a} shop"),
+        Prompt("{a}", system="A {{{a}}} shop"),
+        Prompt("{a}", system="A {a:image} shop"),
+        Prompt("{{ a }}", system="A {{ a }}", syntax="jinja2"),
+        Prompt("{{ a }}", system="A {{b|upper}}", syntax="jinja2"),
+    ],
 )
 def test_placeholder_in_the_system_message_is_an_error(prompt: Prompt) -> None:
     """It would be sent as it stands; other braces may."""
-    with pytest.raises(ConfigError, match=r"The system message has \{[ab]\}, but it is the same for every row"):
+    with pytest.raises(ConfigError, match=r"The system message has \{+ ?[ab][^}]*\}+, but it is the same"):
         enrich_sync({"a": ["x"], "b": ["y"]}, prompt=prompt, output="c", model=ScriptedModel({"": "ok"}))
-    other = replace(prompt, system='Answer {"c": "..."}, {d} or [0-9]{3}.')
-    table = {"a": ["x"], "b": ["y"], "3": ["z"]}
+    other = replace(prompt, system='Answer {"c": "..."}, {d}, {{ d }}, {} or [0-9]{3}.')
+    table = {"a": ["x"], "b": ["y"], "3": ["z"], "": ["w"]}
     report = enrich_sync(table, prompt=other, output="c", model=ScriptedModel({"": "ok"}))
     assert report.column("c") == ["ok"]
+
+
+def test_placeholder_in_the_system_message_can_be_written_literally() -> None:
+    """Its braces are doubled, as in the prompt; Jinja2 has single ones for text."""
+    system = "Keep {{a}} and {{a:image}}, explain {{{{a}}}}; {{d}}, {{b}} and {{[0-9]{3}}} stay."
+    written = "Keep {a} and {a:image}, explain {{a}}; {{d}}, {{b}} and {{[0-9]{3}}} stay."
+    assert compiled(Prompt("{a}", system=system)).head == (Message("system", written),)
+    by_jinja = Prompt("{{ a }}", system="Keep {a}, {b}.", syntax="jinja2")
+    assert compiled(by_jinja).head == (Message("system", "Keep {a}, {b}."),)
+    for prompt in (Prompt("{a}", system=system), by_jinja):
+        report = enrich_sync({"a": ["x"], "b": ["y"]}, prompt=prompt, output="c", model=ScriptedModel({"": "ok"}))
+        assert report.column("c") == ["ok"]
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
