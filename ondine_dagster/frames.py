@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import narwhals as nw
 
 _VALUES_NAMED = 20
+_KEYS_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def as_one_table(value: Any) -> Any:
 
 
 def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame[Any], dict[str, int]]:
-    """Tables by partition as one frame, in the order of `keys`, and how many rows each brought.
+    """Tables by partition as one frame, in the order of `keys`, and how many rows each brought; a missing one has none.
 
     A pandas index is kept, unless it only numbers the rows of each.
     """
@@ -100,7 +101,11 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame
 
     found = {key: tables[key] for key in keys if key in tables}
     if not found:
-        raise ConfigError(f"The asset function returned no rows for any of the partitions {', '.join(keys)}.")
+        names = ", ".join(keys[:_KEYS_NAMED]) + (", ..." if len(keys) > _KEYS_NAMED else "")
+        raise ConfigError(
+            f"There is no table for any of the partitions ({names or 'the mapping is empty'}). If they have no rows, "
+            "return an empty frame with the columns of the rows."
+        )
     frames = {key: checked_frame(table) for key, table in found.items()}
     # An empty partition often has columns of other types, or no columns.
     filled = [frame for frame in frames.values() if len(frame)] or list(frames.values())
@@ -115,7 +120,7 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame
             f"The rows of {len(found)} partitions do not fit together ({type(error).__name__}); "
             "return frames of one kind with the same columns."
         ) from error
-    return whole, {key: len(frame) for key, frame in frames.items()}
+    return whole, {key: len(frames.get(key, ())) for key in keys}
 
 
 def filtered(frame: nw.DataFrame[Any], mask: list[bool]) -> nw.DataFrame[Any]:

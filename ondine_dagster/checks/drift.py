@@ -27,7 +27,7 @@ from ondine_dagster.checks.check import (
     closed_columns,
 )
 from ondine_dagster.checks.scores import as_label, shown
-from ondine_dagster.reporting.metadata import table
+from ondine_dagster.reporting.metadata import partition_keys, table
 
 DISTRIBUTION = "ondine/distribution"
 """Key of the metadata: `{column: [[value, rows], ...]}`."""
@@ -170,10 +170,11 @@ def _find_before(context: dg.AssetExecutionContext, column: str) -> tuple[str, C
 
 def _partitions_before(context: dg.AssetExecutionContext, key: dg.AssetKey) -> Iterator[list[str] | None]:
     """The partitions to search, in order; `None` is the asset as a whole."""
-    if not (context.has_partition_key or context.has_partition_key_range):
+    keys = partition_keys(context)
+    if not keys:
         yield None
         return
-    partition, definition = context.partition_keys[0], context.assets_def.partitions_def
+    partition, definition = keys[0], context.assets_def.partitions_def
     earlier = _earlier_keys(definition, partition)
     if earlier is None:
         yield [partition]

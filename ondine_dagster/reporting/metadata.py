@@ -163,6 +163,20 @@ def progress_line(progress: Progress) -> str:
     return ", ".join(parts)
 
 
+def partition_keys(context: dg.AssetExecutionContext) -> Sequence[str]:
+    """The partitions of the asset that the run fills; none for an asset without, whatever others of the run have."""
+    in_partitions = context.has_partition_key or context.has_partition_key_range
+    return context.partition_keys if in_partitions and context.assets_def.partitions_def is not None else ()
+
+
+def row_count(context: dg.AssetExecutionContext, rows: int) -> dict[str, int]:
+    """The number of stored rows under Dagster's key; in a run of several partitions each partition has its own."""
+    keys = partition_keys(context)
+    if not keys:
+        return {"dagster/row_count": rows}
+    return {"dagster/partition_row_count": rows} if len(keys) == 1 else {}
+
+
 _ADDED_UP = ("requests", "tokens", "cost_usd", "prompts", "rows_reused", "rows_by")
 
 

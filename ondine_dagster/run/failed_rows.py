@@ -19,7 +19,7 @@ from ondine_core.types.values import Failure
 from ondine_dagster.checks.check import Check
 from ondine_dagster.checks.evaluation import check_specs
 from ondine_dagster.frames import FAILED_COLUMNS, AskedRows, column_schema, failed_rows, slices
-from ondine_dagster.reporting.metadata import lineage, reasons_metadata, summary
+from ondine_dagster.reporting.metadata import lineage, reasons_metadata, row_count, summary
 from ondine_dagster.reporting.preview import shown_failures
 
 FAILED_OUTPUT = "failed"
@@ -91,7 +91,7 @@ def failed_rows_result(
         **({"ondine/preview": dg.MetadataValue.md(preview)} if preview else {}),
         **reasons_metadata(report),
         **figures,
-        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
+        **row_count(context, len(table)),
         "dagster/column_schema": column_schema(table, added),
         "dagster/column_lineage": lineage(asked.frame.columns, (), (), upstream),
     }

@@ -24,6 +24,7 @@ from dagster_shared.check import CheckError
 from ondine_core.errors import ConfigError
 from ondine_core.types.numbers import is_whole
 from ondine_dagster.frames import filtered, is_only_numbered, joined
+from ondine_dagster.reporting.metadata import partition_keys
 from ondine_dagster.run.arguments import PartitionBy
 
 if TYPE_CHECKING:
@@ -100,9 +101,10 @@ def rows_by_partition(
     else:
         parts = [[key] for key in keys]
     marks = [_marks(frame, column, kind) for column, kind in columns]
+    test_of = [_belongs(kind) for _, kind in columns]
     found = {}
     for key, part in zip(keys, parts, strict=True):
-        belongs = [_belongs(kind, name) for (_, kind), name in zip(columns, part, strict=True)]
+        belongs = [find(name) for find, name in zip(test_of, part, strict=True)]
         mask = [all(test(mark) for test, mark in zip(belongs, row, strict=True)) for row in zip(*marks, strict=True)]
         rows = filtered(frame, mask)
         found[key] = nw.maybe_reset_index(rows) if numbered else rows
@@ -200,15 +202,26 @@ def _is_sharded(partitions: dg.PartitionsDefinition[Any]) -> bool:
     return all(map(_SHARD.fullmatch, keys)) and bool(keys)
 
 
-def _belongs(partitions: dg.PartitionsDefinition[Any], key: str) -> Callable[[Any], bool]:
+def _belongs(partitions: dg.PartitionsDefinition[Any]) -> Callable[[str], Callable[[Any], bool]]:
+    """Finds, for a key of `partitions`, a test of a row's mark: whether the row belongs to that partition."""
     if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
-        window = partitions.time_window_for_partition_key(key)
-        start, end = window.start.timestamp(), window.end.timestamp()
-        return lambda mark: mark is not None and start <= mark < end
-    shard = _SHARD.fullmatch(key)
-    if shard:
-        number, count = int(shard[1]) - 1, int(shard[2])
-        return lambda mark: mark is not None and mark % count == number
+        return partial(_in_window, partitions)
+    # Keys of other partitions may look like those of shards.
+    return _in_shard if _is_sharded(partitions) else _has_key
+
+
+def _in_window(partitions: dg.TimeWindowPartitionsDefinition, key: str) -> Callable[[Any], bool]:
+    window = partitions.time_window_for_partition_key(key)
+    start, end = window.start.timestamp(), window.end.timestamp()
+    return lambda mark: mark is not None and start <= mark < end
+
+
+def _in_shard(key: str) -> Callable[[Any], bool]:
+    number, count = map(int, key.split("-of-"))
+    return lambda mark: mark is not None and mark % count == number - 1
+
+
+def _has_key(key: str) -> Callable[[Any], bool]:
     return lambda mark: mark is not None and key in mark
 
 
@@ -280,7 +293,7 @@ def joined_by_key(
 
     The partitions of `inputs` may be keys, too.
     """
-    own = context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
+    own = partition_keys(context)
     if tables.keys() <= set(own):
         return joined(tables, own)
     upstream = dict.fromkeys(key for name in inputs for key in _keys_of_input(context, name))

@@ -26,6 +26,7 @@ from ondine_core.types.protocols import ChatModel
 from ondine_dagster.checks.check import Ask, Check
 from ondine_dagster.config.answer_by import find_deadline
 from ondine_dagster.config.launchpad import LLMAssetConfig, configure
+from ondine_dagster.reporting.metadata import partition_keys
 from ondine_dagster.resource import LLMResource, default_store, store_warning
 from ondine_dagster.run.arguments import Arguments
 from ondine_dagster.run.progress import Watch
@@ -132,10 +133,10 @@ def _with_dagster_log(spec: ObserverSpec, watch: Watch) -> ObserverSpec:
 
 def _partition(context: dg.AssetExecutionContext) -> str:
     """The partition, the first and last of a range, or nothing."""
-    if not (context.has_partition_key or context.has_partition_key_range):
-        return ""
-    first, *others = context.partition_keys
-    return f"{first}...{others[-1]}" if others else str(first)
+    keys = partition_keys(context)
+    if len(keys) > 1:
+        return f"{keys[0]}...{keys[-1]}"
+    return str(keys[0]) if keys else ""
 
 
 def _created_at(context: dg.AssetExecutionContext) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 
 from ondine_core.types.progress import Progress
-from ondine_dagster.reporting.metadata import progress_line, progress_metadata
+from ondine_dagster.reporting.metadata import partition_keys, progress_line, progress_metadata
 
 _SHARE_OF_ELAPSED = 0.1
 """The wait for the next observation grows to this share of the time that the run has taken,"""
@@ -100,5 +100,6 @@ class Watch:
 
 def log_observation(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
     """Log an observation of the asset and partition of the step."""
-    partition = context.partition_key if context.has_partition_key else None
+    keys = partition_keys(context)
+    partition = keys[0] if len(keys) == 1 else None
     context.log_event(dg.AssetObservation(context.asset_key_for_output(), partition=partition, metadata=metadata))

@@ -42,6 +42,7 @@ from ondine_dagster.reporting.metadata import (
     lineage,
     progress_line,
     reasons_metadata,
+    row_count,
     run_metadata,
     share_of,
 )
@@ -254,7 +255,7 @@ def _results(
         **reasons_metadata(asked.report),
         **figures,
         **({} if run.rows.unassigned is None else {"ondine/rows_without_partition": run.rows.unassigned}),
-        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
+        **row_count(context, len(table)),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
         "dagster/column_lineage": lineage(table.columns, asked.task.prompt.columns, asked.report.columns, upstream),
         **distribution_metadata(check_context),

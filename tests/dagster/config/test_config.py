@@ -453,3 +453,19 @@ def test_row_count_of_a_partition_is_that_of_its_stored_rows(
     result = job.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, tags=tags)
     found = {event.partition: event.materialization.metadata for event in result.get_asset_materialization_events()}
     assert [found[day]["dagster/partition_row_count"].value for day in ("2026-01-01", "2026-01-02")] == counts
+    assert not any("dagster/row_count" in metadata for metadata in found.values())  # a table of all partitions has more
+
+
+def test_partition_without_a_table_has_no_part_of_the_figures(instance: dg.DagsterInstance) -> None:
+    """An IO manager that finds nothing for a day leaves it out of the mapping; the day then shows no cost of others."""
+
+    @llm_asset(**ARGUMENTS, partitions_def=DAYS)
+    def ranged() -> dict[str, pd.DataFrame]:
+        return {"2026-01-01": pd.DataFrame({"text": ["a", "b"]})}
+
+    tags = {"dagster/asset_partition_range_start": "2026-01-01", "dagster/asset_partition_range_end": "2026-01-02"}
+    job = dg.Definitions(assets=[ranged], resources={"llm": shout(), "io_manager": Memory()})
+    result = job.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, tags=tags)
+    found = {event.partition: event.materialization.metadata for event in result.get_asset_materialization_events()}
+    for key in ("ondine/rows_total", "ondine/requests", "dagster/partition_row_count"):
+        assert [found[day][key].value for day in ("2026-01-01", "2026-01-02")] == [2, 0]

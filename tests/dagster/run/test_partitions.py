@@ -169,11 +169,22 @@ def test_shards_are_deterministic_and_balanced() -> None:
     assert all(200 < len(rows) < 300 for rows in found.values())
 
 
+@pytest.mark.parametrize(
+    "partitions", [dg.StaticPartitionsDefinition(["1-of-3", "x"]), dg.DynamicPartitionsDefinition(name="x")]
+)
+def test_keys_of_other_partitions_may_look_like_those_of_shards(partitions: dg.PartitionsDefinition[Any]) -> None:
+    """The rows have the key as their value: episodes of a series, for instance."""
+    found = rows_by_partition(
+        pd.DataFrame({"id": [1, 2], "part": ["1-of-3", "x"]}), "part", partitions, ["1-of-3", "x"]
+    )
+    assert {key: ids(rows) for key, rows in found.items()} == {"1-of-3": [1], "x": [2]}
+
+
 def test_several_partitions_become_one_table() -> None:
     """In the order of the partitions, whatever the order of the mapping."""
     tables = {"b": pl.DataFrame({"id": [3]}), "a": pl.DataFrame({"id": [1, 2]})}
     whole, lengths = joined(tables, ["a", "b", "c"])
-    assert (ids(whole), lengths) == ([1, 2, 3], {"a": 2, "b": 1})
+    assert (ids(whole), lengths) == ([1, 2, 3], {"a": 2, "b": 1, "c": 0})
 
 
 @pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table])
@@ -198,7 +209,9 @@ def test_columns_of_partitions_may_be_in_any_order(make: Callable[..., Any]) -> 
         (lambda: rows_by_partition(pd.DataFrame({"id": [1]}), "at", DAILY, ["2026-01-05"]), "columns are 'id'"),
         (lambda: rows_by_partition(pd.DataFrame({"at": ["soon"]}), "at", DAILY, ["2026-01-05"]), "ISO 8601"),
         (lambda: rows_by_partition(pd.DataFrame({"at": [7]}), "at", DAILY, ["2026-01-05"]), r"ISO 8601 text \(int\)"),
-        (lambda: joined({"x": pd.DataFrame()}, ["a", "b"]), "partitions a, b"),
+        (lambda: joined({"x": pd.DataFrame()}, ["a", "b"]), r"partitions \(a, b\)"),
+        (lambda: joined({}, [str(number) for number in range(9)]), r"partitions \(0, 1, 2, ...\)"),
+        (lambda: joined({}, []), "the mapping is empty.*return an empty frame"),
         (lambda: joined({"a": pd.DataFrame(), "b": pl.DataFrame()}, ["a", "b"]), "do not fit together"),
     ],
 )

@@ -72,6 +72,28 @@ def test_a_week_has_the_rows_of_its_days(make: Any) -> None:
     assert days_of(run(make(WEEKLY), WEEK, "2026-01-04")) == twice(WEEK)
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"dagster/partition": "2026-01-05"},
+        {"dagster/asset_partition_range_start": "2026-01-05", "dagster/asset_partition_range_end": "2026-01-06"},
+    ],
+    ids=["partition", "range"],
+)
+def test_asset_without_partitions_has_none_in_a_run_that_has(tags: dict[str, str]) -> None:
+    """A job may have both kinds of assets, and a run of one asset the tags of another."""
+
+    @llm_asset(**COLUMNS)
+    def whole() -> pd.DataFrame:
+        return pd.DataFrame({"body": ["a"]})
+
+    job = dg.Definitions(assets=[tickets, whole], resources={"llm": LLM}).resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(tags=tags, asset_selection=[whole.key])
+    (made,) = result.get_asset_materialization_events()
+    assert made.partition is None
+    assert made.materialization.metadata["dagster/row_count"].value == 1
+
+
 @BOTH
 def test_an_asset_without_partitions_has_the_rows_of_all(make: Any) -> None:
     """An unpartitioned asset downstream of days."""
