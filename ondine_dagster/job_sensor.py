@@ -22,10 +22,10 @@ from ondine_core.engine.jobs.polling import poll_jobs
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.providers.job_api import JobApi
 from ondine_core.providers.jobs import connect_jobs
+from ondine_core.providers.settings import another_model
 from ondine_core.store import Store, job_tables, open_store, parse_address
 from ondine_core.types.job_record import JobRecord, JobWait
 from ondine_core.types.numbers import is_whole
-from ondine_dagster.config.launchpad import another_model
 from ondine_dagster.resource import LLMResource, default_store, find_own_resource
 from ondine_dagster.run.failed_rows import FAILED_OUTPUT
 

@@ -17,7 +17,7 @@ from ondine_core.limits.budget_limit import BudgetLimit, Period
 from ondine_core.limits.rates import Rates
 from ondine_core.providers import connect
 from ondine_core.providers.pricing import Price
-from ondine_core.providers.settings import check_address, check_params
+from ondine_core.providers.settings import another_model, check_address, check_params
 from ondine_core.providers.tiers import find_tiers
 from ondine_core.store import (
     NETWORK_FILE_SYSTEMS,
@@ -29,7 +29,6 @@ from ondine_core.store import (
 from ondine_core.store.connect import store_in
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.types.values import ModelSpec, PromptCache, Tier
-from ondine_dagster.config.launchpad import another_model
 from ondine_dagster.config.strict import StrictConfig, plain_texts
 from ondine_dagster.config.variables import AtLeastOne, Count, NonNegative, Positive, keep_int_variables, read_variables
 

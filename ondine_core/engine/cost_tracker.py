@@ -131,6 +131,16 @@ class CostTracker:
         self._stages[stage] = new if old is None else old + new
         return charge
 
+    def include(self, other: CostTracker) -> None:
+        """Count what `other` has counted, of calls with other prices."""
+        self._calls += other._calls
+        self._answered += other._answered
+        self._unknown += other._unknown
+        self._unknown_usd = add_usd(self._unknown_usd, other._unknown_usd)
+        self._cache_saved_usd += other._cache_saved_usd
+        for stage, totals in other._stages.items():
+            self._stages[stage] = self._stages[stage] + totals if stage in self._stages else totals
+
     def _charge_dearest(self, usage: Usage, bound_usd: Decimal | None) -> Charge:
         """The charge for a reply of a tier without a known price: the most that the other tiers come to."""
         charges = [decide_charge(usage, None, price, bound_usd) for price in self._tier_prices.values()]

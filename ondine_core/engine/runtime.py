@@ -42,7 +42,8 @@ class Runtime:
 
     `price` is that of the tier that is asked for, and holds at each if there are no `tier_prices`. The `lease` must be
     held while calls leave. `count` says the tokens of a text, `media_tokens` the most that an image or document takes.
-    `on_warning` and `on_job` are called with a sentence. `connect_jobs` raises `ConfigError` if there is no batch API.
+    `on_warning` and `on_job` are called with a sentence. `connect_jobs` connects to the batch API of a model, or raises
+    `ConfigError` if there is none.
     """
 
     model: ChatModel
@@ -56,7 +57,7 @@ class Runtime:
     tier_prices: Mapping[Tier, Price] | None = None
     on_warning: Callable[[str], None] = lambda _: None
     on_job: Callable[[str], None] = lambda _: None
-    connect_jobs: Callable[[], JobApi] | None = None
+    connect_jobs: Callable[[ModelSpec], JobApi] | None = None
     media_tokens: Callable[[Media], int] = max_tokens_anywhere
     emitter: EventEmitter = EventEmitter()
 
@@ -111,7 +112,7 @@ async def open_runtime(
         tier_prices=None if options.price else listed,
         on_warning=options.on_warning,
         on_job=options.on_job,
-        connect_jobs=partial(connect_jobs, spec),
+        connect_jobs=connect_jobs,
         media_tokens=partial(max_media_tokens, spec.listed_as),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
@@ -32,6 +33,14 @@ _OURS = {
     "timeout": "timeout_s",
 }
 """Fields of a request that are decided elsewhere, and by what. The first two and `n` bound what a call may cost."""
+
+
+def another_model(spec: ModelSpec, model: str) -> ModelSpec:
+    """`spec` for another model: unchanged for the same provider, else without provider-specific fields."""
+    if model.partition("/")[0] == spec.dialect:
+        settings = {name: value for name, value in spec.settings.items() if name != "base_model"}
+        return replace(spec, model=model, settings=settings)
+    return ModelSpec(model, None, None, spec.timeout_s, spec.temperature, spec.max_output_tokens)
 
 
 def check_fields(spec: ModelSpec) -> None:

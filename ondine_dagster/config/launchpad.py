@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from ondine_core.engine.options import Options
 from ondine_core.errors import ConfigError
+from ondine_core.providers.settings import another_model
 from ondine_core.types.values import ModelSpec, PromptCache, Tier
 from ondine_dagster.config.answer_by import check_answer_by
 from ondine_dagster.config.strict import StrictConfig
@@ -141,11 +142,3 @@ def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, open
     if config.prompt_cache is not None:
         spec = replace(spec, prompt_cache=PromptCacheName(config.prompt_cache).value)
     return spec, options
-
-
-def another_model(spec: ModelSpec, model: str) -> ModelSpec:
-    """`spec` for another model: unchanged for the same provider, else without provider-specific fields."""
-    if model.partition("/")[0] == spec.dialect:
-        settings = {name: value for name, value in spec.settings.items() if name != "base_model"}
-        return replace(spec, model=model, settings=settings)
-    return ModelSpec(model, None, None, spec.timeout_s, spec.temperature, spec.max_output_tokens)

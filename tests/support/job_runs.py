@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +72,7 @@ class JobWorld:
         question: The prompt, with the column `word`.
         system: The system message.
         output: The output column.
+        model: The model that is asked.
         store_takes_s: Seconds until a run has the result of a request to the store, in which other runs go on.
     """
 
@@ -83,6 +83,7 @@ class JobWorld:
     question: str = "Say {word}"
     system: str | None = None
     output: str = "said"
+    model: str = "openai/m"
     store_takes_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
     events: list[Emitted] = field(default_factory=list)
@@ -130,7 +131,7 @@ class JobWorld:
         policy: Mapping[str, Any],
     ) -> Report:
         self.runs += 1
-        spec = ModelSpec("openai/m", "k", max_output_tokens=16, tier=tier)
+        spec = ModelSpec(self.model, "k", max_output_tokens=16, tier=tier)
         task = compile_task(Prompt(self.question, system=self.system), self.output, spec)
         team = () if self.team_usd is None else (BudgetLimit(self.team_usd, "team", "ever"),)
         origin = Origin(f"run-{self.runs}", asset)
@@ -148,8 +149,11 @@ class JobWorld:
         )
         async with AsyncExitStack() as stack:
             runtime = await open_runtime(spec, store, options, stack, _LiveModel(self.provider, kill_point))
-        connect = partial(self.provider.api, kill_point, account)
-        runtime = replace(runtime, connect_jobs=connect, emitter=EventEmitter(emit=self.events.append))
+        runtime = replace(
+            runtime,
+            connect_jobs=lambda _: self.provider.api(kill_point, account),
+            emitter=EventEmitter(emit=self.events.append),
+        )
         report = await run(task, {"word": rows}, runtime, options)
         await end_wait(store, origin)
         return report

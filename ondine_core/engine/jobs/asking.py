@@ -61,7 +61,7 @@ def _open_context(run: RunContext, batch_size: int | Literal["auto"], stack: Asy
     store = check_store(runtime.store)
     if runtime.connect_jobs is None:
         raise ConfigError(f"tier='batch': {task.model.model!r} has no batch API.")
-    api = runtime.connect_jobs()
+    api = runtime.connect_jobs(task.model)
     stack.push_async_callback(api.aclose)
     sizes = BatchSizes(task, runtime, run.policy, batch_size)
 

@@ -1,20 +1,27 @@
-"""Reads batch jobs for which no run waits any more: since they were submitted, the prompt or the rows have changed.
+"""Reads batch jobs for which no run waits any more: since they were submitted, prompt, model or rows have changed.
 
 What they cost becomes known then, what they hold of budgets is released, and their answers are kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from ondine_core.batching.prompt_window import find_window
+from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.definition import read_definition
 from ondine_core.engine.jobs.context import BatchQueue, JobContext
 from ondine_core.engine.jobs.polling import ask_status
 from ondine_core.engine.jobs.reading import read_job
 from ondine_core.engine.jobs.submitting import recover
 from ondine_core.engine.run_context import RunContext
+from ondine_core.engine.run_state import RunState
 from ondine_core.errors import ConfigError, ProviderError, TransientError
+from ondine_core.providers.pricing import find_unpriced_part
+from ondine_core.providers.settings import another_model
+from ondine_core.providers.tiers import find_tier_prices
 from ondine_core.store import Store, job_tables
 from ondine_core.store.database import Database
 from ondine_core.store.origins import find_definition
@@ -33,30 +40,56 @@ async def read_orphans(run: RunContext) -> None:
     if not isinstance(store, Store) or run.runtime.connect_jobs is None or not run.origin.asset:
         return
     orphans = await store.read(partial(_find_orphans, run=run))
-    if not orphans:
-        return
-    try:
-        api = run.runtime.connect_jobs()
-    except ConfigError:  # the model has no batch API any more, as with another `base_url`
-        return
     until = run.clock.elapsed() + _MAX_S
-    # Without rows, since the table has none of theirs.
-    context = JobContext(replace(run, first={}), api, store, lambda _: iter(()), BatchQueue(iter(()), 0, lambda _: {}))
-    try:
-        for record in orphans:
-            if run.clock.elapsed() >= until:
-                return
-            try:
-                await _read(context, record)
-            except TransientError:
-                continue
-            except ProviderError as error:
-                run.runtime.on_warning(
-                    f"The batch job {record.marker}, of which no row is in the table any more, cannot be read: {error} "
-                    f"To give it up: `python -m ondine_core.store STORE jobs forget {record.marker}`."
-                )
-    finally:
-        await api.aclose()
+    for model in dict.fromkeys(record.model for record in orphans):
+        reading = _without_rows(run, model)
+        try:
+            api = run.runtime.connect_jobs(reading.task.model)
+        except ConfigError:  # the model has no batch API any more, as with another `base_url`
+            continue
+        context = JobContext(reading, api, store, lambda _: iter(()), BatchQueue(iter(()), 0, lambda _: {}))
+        is_own = model == run.task.model.model
+        jobs = [one for one in orphans if one.model == model and (is_own or one.account == api.account)]
+        try:
+            await _read_all(context, jobs, until)
+        finally:
+            await api.aclose()
+        if not is_own:
+            run.run_state.tracker.include(reading.run_state.tracker)
+
+
+async def _read_all(context: JobContext, jobs: Sequence[JobRecord], until: float) -> None:
+    run = context.run
+    for record in jobs:
+        if run.clock.elapsed() >= until:
+            return
+        try:
+            await _read(context, record)
+        except TransientError:
+            continue
+        except ProviderError as error:
+            run.runtime.on_warning(
+                f"The batch job {record.marker}, for which no run waits any more, cannot be read: {error} "
+                f"To give it up: `python -m ondine_core.store STORE jobs forget {record.marker}`."
+            )
+
+
+def _without_rows(run: RunContext, model: str) -> RunContext:
+    """`run` without rows, since the table has none of the jobs', and with the prices of `model`."""
+    run = replace(run, first={})
+    if model == run.task.model.model:
+        return run
+    spec = another_model(run.task.model, model)
+    task, emitter = replace(run.task, model=spec), run.runtime.emitter
+    endpoint = replace(emitter.endpoint, model=model.partition("/")[2])
+    tracker = CostTracker(None, tier_prices={} if find_unpriced_part(spec) else find_tier_prices(spec))
+    return replace(
+        run,
+        task=task,
+        runtime=replace(run.runtime, emitter=replace(emitter, endpoint=endpoint)),
+        interpreter=replace(run.interpreter, task=task, window=find_window(spec)),
+        run_state=RunState(0, {}, tracker, lambda: 0.0, lambda _: None),
+    )
 
 
 def _find_orphans(database: Database, run: RunContext) -> list[JobRecord]:
@@ -67,7 +100,9 @@ def _find_orphans(database: Database, run: RunContext) -> list[JobRecord]:
     return [
         record
         for record in job_tables.read_jobs(database)
-        if record.origin.asset == own.asset and record.model == run.task.model.model and record.job not in waited_for
+        if record.origin.asset == own.asset
+        and record.model.partition("/")[0] == run.task.model.dialect
+        and record.job not in waited_for
     ]
 
 

@@ -14,12 +14,13 @@ import pytest
 from ondine_core.engine.report import Report
 from ondine_core.errors import BudgetExhaustedError, FatalError, JobsUnderWayError, RefusedError, TransientError
 from ondine_core.providers.job_api import JobLimits, JobProblem
+from ondine_core.providers.tiers import find_tier_prices
 from ondine_core.store import job_tables
 from ondine_core.store.queries import read_spending
 from ondine_core.store.reservations import list_reservations
 from ondine_core.telemetry.call_sampler import OrdinaryCall
 from ondine_core.types.clock import Clock
-from ondine_core.types.values import Usage
+from ondine_core.types.values import ModelSpec, Usage
 from tests.support.job_runs import JobWorld, words
 from tests.support.pictures import ChangingPath, picture
 from tests.support.request_content import name_of
@@ -525,6 +526,39 @@ def test_job_whose_prompt_has_changed_is_read_by_the_next_run_after_its_end(
         again = await world.run(words(5), tier="standard")
         assert isinstance(again, Report)
         assert again.spend.calls == (5 if part == "output" else 0)
+
+    in_world(tmp_path, act, team_usd=Decimal(1))
+
+
+def test_job_whose_model_has_changed_is_read_at_the_prices_of_that_model(tmp_path: Path) -> None:
+    """With the key that submitted it; its answers are found again by a run that asks that model."""
+    first, second = "openai/gpt-4o-mini", "openai/gpt-4.1"
+
+    async def act(world: JobWorld) -> None:
+        world.model = first
+        assert isinstance(await world.run(words(5)), JobsUnderWayError)
+        await world.clock.sleep(2 * HOUR_S)
+        world.model = second
+        other = await world.run(words(5), tier="standard", account="b")
+        assert isinstance(other, Report)
+        assert (other.spend.calls, len(await world.read(job_tables.read_jobs))) == (5, 1)
+        live_usd = world.provider.usd
+        report = await world.run(words(6), tier="standard")
+        assert isinstance(report, Report)
+        assert report.spend.calls == 6
+        assert report.column("said") == words(6)
+        usage = sum((reply_to(f"Say {word}").usage for word in words(5)), Usage())
+        job_usd = find_tier_prices(ModelSpec(first))["batch"].cost(usage)
+        assert report.spend.usd == job_usd + BATCH_PRICE.cost(reply_to("Say w5").usage)
+        assert await world.read(job_tables.read_jobs) == []
+        assert await world.read(list_reservations) == []
+        seen = await spent(world)
+        assert (seen.unknown, seen.usd) == (0, live_usd + report.spend.usd)
+        assert world.warnings == []
+        world.model = first
+        again = await world.run(words(5), tier="standard")
+        assert isinstance(again, Report)
+        assert (again.spend.calls, {answer.model for answer in again.outcomes}) == (0, {first})
 
     in_world(tmp_path, act, team_usd=Decimal(1))
 
