@@ -17,6 +17,7 @@ import dagster as dg
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.connect import connect
 from ondine_core.store.queries import Spending, read_spending
+from ondine_core.types.numbers import is_whole
 from ondine_dagster.reporting.markdown import in_place
 from ondine_dagster.reporting.metadata import failure
 from ondine_dagster.resource import LLMResource, default_store
@@ -58,7 +59,7 @@ def spend_report(
     Raises:
         ConfigError: An argument is out of range, or the package of `frame` is not installed.
     """
-    if days is not None and (isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= _MAX_DAYS):
+    if days is not None and not (is_whole(days, 1) and days <= _MAX_DAYS):
         raise ConfigError(f"days={days!r} must be a whole number from 1 to {_MAX_DAYS:,}, or None for all days.")
     if frame not in get_args(Frame):
         raise ConfigError(f"frame={frame!r}; valid are 'pandas', 'polars' and 'pyarrow'.")

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from math import inf
 from pathlib import Path
 from typing import get_args
 from uuid import uuid4
@@ -20,7 +19,7 @@ from ondine_core.store import Durability, parse_address
 from ondine_core.telemetry.registry import ObserverSpec, check_observers
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import Origin
-from ondine_core.types.numbers import is_number
+from ondine_core.types.numbers import is_positive
 from ondine_core.types.progress import Progress
 from ondine_core.types.protocols import AnswerStore
 from ondine_core.types.values import ModelSpec
@@ -87,7 +86,7 @@ class Options:
         self._check_types()
         if self.max_cost_usd is not None:
             BudgetLimit(self.max_cost_usd)  # type: ignore[arg-type]  # it takes any number, and checks it
-        if not is_number(self.lease_ttl_s, 0) or self.lease_ttl_s in (0, inf):
+        if not is_positive(self.lease_ttl_s):
             raise ConfigError(f"lease_ttl_s={self.lease_ttl_s!r} must be a number of seconds, more than 0.")
         if self.durability not in get_args(Durability):
             raise ConfigError(f"durability={self.durability!r} must be 'process' or 'power'.")

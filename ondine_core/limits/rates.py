@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ondine_core.errors import ConfigError
-from ondine_core.types.numbers import is_number
+from ondine_core.types.numbers import is_number, is_positive
 from ondine_core.types.protocols import Numbers
 
 _MINUTE_S = 60.0
@@ -40,7 +40,7 @@ class Rates:
 
     def __post_init__(self) -> None:
         for name, rate in (("requests", self.requests_per_minute), ("tokens", self.tokens_per_minute)):
-            if rate is not None and not (is_number(rate, 0) and 0 < rate < math.inf):
+            if rate is not None and not is_positive(rate):
                 raise ConfigError(f"{name}_per_minute={rate!r} must be more than 0; None means no limit.")
         if not is_number(self.burst, 1) or self.burst == math.inf:
             raise ConfigError(f"burst={self.burst!r} must be at least 1, which means no burst.")

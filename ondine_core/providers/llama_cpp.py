@@ -35,6 +35,7 @@ from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.processors import brief_spinning, core_count, measure_shares, thread_count
 from ondine_core.providers.settings import check_settings, request_fields
 from ondine_core.providers.usage import usage_of
+from ondine_core.types.numbers import is_whole
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, Message, ModelSpec, Reply
 
@@ -63,7 +64,7 @@ def connect_llama_cpp(spec: ModelSpec, name: str) -> ChatModel:
     check_settings(spec, _SETTINGS)
     for setting in _SETTINGS:
         given = spec.settings.get(setting)
-        if given is not None and (type(given) is not int or given < 1):
+        if given is not None and not is_whole(given, 1):
             raise ConfigError(f"settings[{setting!r}]={given!r} of {spec.model!r} is not a whole number above 0.")
     if find_spec("xllamacpp") is None:
         raise ConfigError(f"model={spec.model!r} needs the package xllamacpp: {_INSTALL}")

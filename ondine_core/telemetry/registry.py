@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar, get_args
 from ondine_core.errors import ConfigError
 from ondine_core.telemetry.events import Event, Observer
 from ondine_core.telemetry.stream import Opened
+from ondine_core.types.numbers import is_number
 from ondine_core.types.suggestion import did_you_mean
 
 ObserverSpec: TypeAlias = str | Mapping[str, Any] | Observer
@@ -92,7 +93,7 @@ def _close(opened: Opened) -> None:
 def _with_declared_limits(opened: Opened) -> Opened:
     """With what attributes of the observer say that it wants, which is checked here."""
     observe, rate = opened.observe, getattr(opened.observe, "calls_per_second", None)
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < inf):
+    if rate is not None and (not is_number(rate, 0) or rate == inf):
         raise ConfigError(
             f"observers: calls_per_second={rate!r} of {opened.name!r} must be 0 or a positive number, or None for all."
         )

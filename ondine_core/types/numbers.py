@@ -9,12 +9,17 @@ from typing import Any
 
 
 def is_number(value: object, least: float, most: float = inf) -> bool:
-    """Whether `value` is a real number from `least` to `most`; a text and NaN are not."""
+    """Whether `value` is a real number from `least` to `most`; a text, a boolean and NaN are not."""
     is_real = isinstance(value, Real) or (isinstance(value, Decimal) and not value.is_nan())
-    number: Any = value if is_real else nan
+    number: Any = value if is_real and not isinstance(value, bool) else nan
     return bool(least <= number <= most)
 
 
+def is_positive(value: object) -> bool:
+    """Whether `value` is a finite number of more than 0."""
+    return is_number(value, 0) and value not in (0, inf)
+
+
 def is_whole(value: object, least: int) -> bool:
-    """Whether `value` is a whole number of at least `least`."""
-    return isinstance(value, Integral) and int(value) >= least
+    """Whether `value` is a whole number of at least `least`; a boolean is not."""
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least

@@ -16,6 +16,7 @@ from ondine_core.engine.report import Report
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.json_schema import allowed_values
 from ondine_core.prompts.task import Task
+from ondine_core.types.numbers import is_number
 
 _MAX_LABELS = 100
 """Metadata is loaded with every page of the UI, so larger sets of values are not counted."""
@@ -122,13 +123,8 @@ def closed_columns(task: Task) -> dict[str, tuple[Any, ...]]:
 
 def check_share(name: str, value: Any) -> None:
     """Refuse a `value` of the argument `name` that is not from 0 to 1."""
-    if not is_number(value) or not 0 <= value <= 1:
+    if not is_number(value, 0, 1):
         raise ConfigError(f"{name}={value!r} of a check must be between 0 and 1.")
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a number and not a boolean."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_columns(names: Sequence[str], task: Task) -> None:

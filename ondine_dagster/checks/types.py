@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.task import Task
+from ondine_core.types.numbers import is_positive
 from ondine_dagster.checks.check import (
     Check,
     CheckContext,
@@ -17,7 +18,6 @@ from ondine_dagster.checks.check import (
     as_names,
     check_columns,
     check_share,
-    is_number,
 )
 from ondine_dagster.checks.drift import DriftCheck
 from ondine_dagster.checks.golden import GoldenCheck
@@ -95,7 +95,7 @@ class CostPerRowCheck(Check):
 
     def validate(self, task: Task) -> None:  # noqa: ARG002
         """Check the threshold."""
-        if not is_number(self.max_usd) or not self.max_usd > 0:
+        if not is_positive(self.max_usd):
             raise ConfigError(f"max_usd={self.max_usd!r} of a check must be a number of more than 0.")
 
     def describe(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ondine_core.errors import ConfigError
+from ondine_core.types.numbers import is_number
 
 ANSWER_BY = (
     "a time of day, as in '06:00' (UTC) or '06:00 Europe/Berlin', or how many seconds after its start, as in '7200'"
@@ -32,8 +33,7 @@ def is_answer_by(value: Any) -> bool:
         written = value.strip()
         time = _TIME.fullmatch(written)
         return bool(_SECONDS.fullmatch(written)) if time is None else _zone(time[3]) is not None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= 0
+    return is_number(value, 0) and value != math.inf
 
 
 def find_deadline(answer_by: str | float, started_at: float) -> float:

@@ -6,12 +6,9 @@ these do not read the fields of a model as keywords.
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
 import keyword
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from decimal import Decimal
-from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 import dagster as dg
@@ -24,6 +21,7 @@ from ondine_core.preprocessing.cleaning import Clean
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.prompts.output_schema import Output
 from ondine_core.prompts.template import Prompt
+from ondine_core.types.numbers import is_number, is_positive, is_whole
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import ModelSpec, OnMissing, PromptCache, RetriedReason, Tier
 from ondine_dagster.checks.check import Check
@@ -53,15 +51,11 @@ class _Must:
 
 
 def _is_count(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real | Decimal) and math.isfinite(value)
+    return is_whole(value, 1)
 
 
 def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
+    return is_number(value, 0, 1)
 
 
 def _is_filled(value: Any) -> bool:
@@ -159,7 +153,7 @@ class Arguments(dg.Model):
     max_cost_usd: Annotated[
         Annotated[float, Field(gt=0)] | None,
         _Must(
-            _or_none(lambda value: _is_number(value) and value > 0),
+            _or_none(is_positive),
             "more than 0: a finite number of USD, or None for no cap",
         ),
     ] = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.tokenizer import counter
+from ondine_core.types.numbers import is_whole
 
 _STRIDE = 1000
 _SENTENCE_ENDS = re.compile(
@@ -33,7 +34,7 @@ class Truncation:
 
     def __post_init__(self) -> None:
         most = self.max_tokens
-        if isinstance(most, bool) or not isinstance(most, int) or most <= len(self.mark.encode()):
+        if not is_whole(most, 1 + len(self.mark.encode())):
             raise ConfigError(
                 f"max_tokens={most!r} must be a whole number with room for the mark {self.mark!r} and a few words."
             )

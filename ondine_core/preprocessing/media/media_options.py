@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ondine_core.errors import ConfigError
+from ondine_core.types.numbers import is_positive
 from ondine_core.types.values import Json
 
 Detail = Literal["low", "high", "auto", "original"]
@@ -58,7 +59,7 @@ class MediaOptions:
             raise ConfigError(f"media: detail={self.detail!r} is not one of {', '.join(map(repr, get_args(Detail)))}.")
         for name in ("max_side_px", "max_bytes", "max_pixels", "timeout_s"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
+            if value is not None and not is_positive(value):
                 raise ConfigError(f"media: {name}={value!r} must be more than 0, as a number.")
         for name in ("as_text", "keep_metadata", "fetch", "allow_private", "check_model"):
             if not isinstance(getattr(self, name), bool):  # a text such as "no" would turn it on
