@@ -16,14 +16,16 @@ from pydantic import BaseModel, Field, create_model
 from ondine_dagster.checks.check import Check
 from ondine_dagster.checks.types import KINDS
 from ondine_dagster.component.fields import Fields
-from ondine_dagster.component.templates import fill
+from ondine_dagster.component.templates import OrTemplate, fill_fields
 
 
 def _fields_of(kind: type[Check]) -> type[BaseModel]:
     hints = typing.get_type_hints(kind, include_extras=True)
     given: dict[str, Any] = {"type": (Literal[kind.type], Field(description="Which check it is."))}
     for each in dataclasses.fields(kind):
-        given[each.name] = hints[each.name], ... if each.default is dataclasses.MISSING else each.default
+        declared, *notes = typing.get_args(hints[each.name])
+        annotation: Any = Annotated[OrTemplate[declared], *notes]  # type: ignore[valid-type, misc]
+        given[each.name] = annotation, ... if each.default is dataclasses.MISSING else each.default
     model: type[BaseModel] = create_model(
         f"{kind.__name__}Fields",
         __base__=Fields,
@@ -39,8 +41,7 @@ _ANY_CHECK: Any = Union[tuple(_fields_of(kind) for kind in KINDS)]  # noqa: UP00
 def _resolve_checks(context: dg.ResolutionContext, value: str | Sequence[BaseModel]) -> Any:
     if isinstance(value, str):  # Dagster lets it pass, as it might have been a template; `llm_asset` says what is valid
         return value
-    written = [check.model_dump(exclude_unset=True) for check in value]
-    return [fill(context.at_path(place), check) for place, check in enumerate(written)]
+    return [fill_fields(context.at_path(place), check) for place, check in enumerate(value)]
 
 
 ResolvedChecks: TypeAlias = Annotated[

@@ -24,7 +24,7 @@ from ondine_core.preprocessing.media import MediaOptions
 from ondine_core.preprocessing.media.media_options import Detail
 from ondine_core.prompts.output_schema import is_pattern
 from ondine_core.prompts.template import Example, Prompt
-from ondine_dagster.component.templates import fill
+from ondine_dagster.component.templates import OrTemplate, fill, fill_fields
 
 
 class Fields(dg.Model):
@@ -52,17 +52,27 @@ class MediaFields(Fields):
         None,
         description="Folder of the files that cells may name, relative to this one; by default the working folder.",
     )
-    max_side_px: int | None = Field(None, description="Larger images are scaled down to this many pixels a side.")
-    detail: Detail | None = Field(None, description="Resolution at which an OpenAI model reads images.")
+    max_side_px: OrTemplate[int | None] = Field(
+        None, description="Larger images are scaled down to this many pixels a side."
+    )
+    detail: OrTemplate[Detail | None] = Field(None, description="Resolution at which an OpenAI model reads images.")
     pages: str | None = Field(None, description="Which pages of documents are sent, in quotes: '2', '1-3', '4-'.")
-    as_text: bool = Field(default=False, description="Whether the text of documents is sent instead of their pages.")
-    keep_metadata: bool = Field(default=False, description="Whether images keep metadata, such as the place.")
-    fetch: bool = Field(default=False, description="Whether addresses are fetched here, and not by the provider.")
-    allow_private: bool = Field(default=False, description="Whether addresses of private networks may be fetched.")
-    timeout_s: float = Field(_MEDIA.timeout_s, description="Seconds that fetching one address may take.")
-    max_bytes: int = Field(_MEDIA.max_bytes, description="Larger images and documents fail their row.")
-    max_pixels: int = Field(_MEDIA.max_pixels, description="Images of more pixels fail their row.")
-    check_model: bool = Field(
+    as_text: OrTemplate[bool] = Field(
+        default=False, description="Whether the text of documents is sent instead of their pages."
+    )
+    keep_metadata: OrTemplate[bool] = Field(
+        default=False, description="Whether images keep metadata, such as the place."
+    )
+    fetch: OrTemplate[bool] = Field(
+        default=False, description="Whether addresses are fetched here, and not by the provider."
+    )
+    allow_private: OrTemplate[bool] = Field(
+        default=False, description="Whether addresses of private networks may be fetched."
+    )
+    timeout_s: OrTemplate[float] = Field(_MEDIA.timeout_s, description="Seconds that fetching one address may take.")
+    max_bytes: OrTemplate[int] = Field(_MEDIA.max_bytes, description="Larger images and documents fail their row.")
+    max_pixels: OrTemplate[int] = Field(_MEDIA.max_pixels, description="Images of more pixels fail their row.")
+    check_model: OrTemplate[bool] = Field(
         default=True, description="Whether a model that takes no images, by the price list, is refused."
     )
 
@@ -99,7 +109,7 @@ def _resolve_prompt(context: dg.ResolutionContext, value: str | PromptFields) ->
 
 
 def _media(context: dg.ResolutionContext, value: MediaFields) -> MediaOptions:
-    given = fill(context.at_path("media"), value.model_dump(exclude_unset=True))
+    given = fill_fields(context.at_path("media"), value)
     if given.get("root") is not None:
         given["root"] = context.resolve_source_relative_path(given["root"])
     return MediaOptions(**given)
@@ -163,14 +173,16 @@ ResolvedOutput: TypeAlias = Annotated[
 class SanitizerFields(Fields):
     """The arguments of a `Sanitizer`."""
 
-    mode: Literal["redact", "placeholder", "hash"] = Field("redact", description="What replaces a match.")
-    rules: list[str] = Field(default=[], description="Names of the built-in rules to use; by default all.")
-    patterns: dict[str, str] = Field(default={}, description="Rules of your own: a name and a regular expression.")
+    mode: OrTemplate[Literal["redact", "placeholder", "hash"]] = Field("redact", description="What replaces a match.")
+    rules: OrTemplate[list[str]] = Field(default=[], description="Names of the built-in rules to use; by default all.")
+    patterns: OrTemplate[dict[str, str]] = Field(
+        default={}, description="Rules of your own: a name and a regular expression."
+    )
     salt: str | None = Field(None, description="For 'hash': a secret, as in '{{ env.SALT }}'.")
 
 
 def _resolve_sanitizer(context: dg.ResolutionContext, value: str | SanitizerFields) -> Any:
-    return fill(context, value if isinstance(value, str) else value.model_dump(exclude_unset=True))
+    return fill(context, value) if isinstance(value, str) else fill_fields(context, value)
 
 
 ResolvedCleaning: TypeAlias = Annotated[
@@ -203,19 +215,20 @@ ResolvedSanitizer: TypeAlias = Annotated[
 class RetryFields(Fields):
     """When Dagster runs a crashed step again; calls to the model are retried without it."""
 
-    max_retries: int = Field(1, ge=0, description="Maximum number of retries of the step.")
-    delay: float | None = Field(None, ge=0, description="Seconds before a retry.")
-    backoff: Literal["linear", "exponential"] | None = Field(None, description="How the delay grows.")
-    jitter: Literal["full", "plus_minus"] | None = Field(None, description="Random change of the delay.")
-
-
-def _resolve_retry_policy(_: dg.ResolutionContext, value: RetryFields) -> dg.RetryPolicy:
-    return dg.RetryPolicy(
-        value.max_retries,
-        value.delay,
-        dg.Backoff[value.backoff.upper()] if value.backoff else None,
-        dg.Jitter[value.jitter.upper()] if value.jitter else None,
+    max_retries: OrTemplate[Annotated[int, Field(ge=0)]] = Field(
+        1, description="Maximum number of retries of the step."
     )
+    delay: OrTemplate[Annotated[float, Field(ge=0)] | None] = Field(None, description="Seconds before a retry.")
+    backoff: OrTemplate[Literal["linear", "exponential"] | None] = Field(None, description="How the delay grows.")
+    jitter: OrTemplate[Literal["full", "plus_minus"] | None] = Field(None, description="Random change of the delay.")
+
+
+def _resolve_retry_policy(context: dg.ResolutionContext, value: RetryFields) -> dg.RetryPolicy:
+    given = fill_fields(context, value)
+    for name, values in {"backoff": dg.Backoff, "jitter": dg.Jitter}.items():
+        if given.get(name):
+            given[name] = values[given[name].upper()]
+    return dg.RetryPolicy(**given)
 
 
 class OpFields(Fields, dg.Resolvable):

@@ -3,14 +3,26 @@
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeAlias, TypeVar, Union
 
 import dagster as dg
+from pydantic import BaseModel, Field
 
 from ondine_core.errors import ConfigError
 
 _ENV = re.compile(r"""\benv(?:\.|\(\s*['"])(\w+)""")
 _TEMPLATE = re.compile(r"\s*\{\{.*\}\}\s*", re.DOTALL)
+
+
+T = TypeVar("T")
+OrTemplate: TypeAlias = Union[T, Annotated[str, Field(pattern=r"^\s*\{\{[\s\S]*\}\}\s*$")]]  # noqa: UP007  (of a variable)
+"""A field of this type, or a template of it."""
+
+
+def fill_fields(context: dg.ResolutionContext, written: BaseModel) -> dict[str, Any]:
+    """The fields that are given, each template replaced by its value, which is checked as if it had been written."""
+    filled = fill(context, written.model_dump(exclude_unset=True))
+    return type(written).model_validate(filled).model_dump(exclude_unset=True)
 
 
 def fill(context: dg.ResolutionContext, value: Any) -> Any:

@@ -456,6 +456,40 @@ def test_a_field_may_be_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
         assert llm.model == "openai/small"
 
 
+def test_a_field_of_a_mapping_may_be_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its value is checked like a written one: the environment has texts only."""
+    monkeypatch.setenv("SHOP_NUMBER", "3")
+    number = "{{ env.SHOP_NUMBER }}"
+    attributes = {
+        "checks": [{"type": "error_rate", "max_rate": "{{ 0.25 }}", "blocking": "{{ true }}"}],
+        "op": {"retry_policy": {"max_retries": number, "delay": number, "backoff": "{{ 'linear' }}"}},
+        "sanitize": {"mode": "{{ 'hash' }}", "salt": "pepper and salt of a shop"},
+        "prompt": {"text": PROMPT, "media": {"max_side_px": number, "fetch": "{{ 1 == 1 }}"}},
+    }
+    with loaded(attributes) as defs:
+        asset = labels_of(defs)
+    assert asset.op.retry_policy == dg.RetryPolicy(3, 3, dg.Backoff.LINEAR)
+    (check,) = asset.check_specs
+    assert check.blocking
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"op": {"retry_policy": {"max_retries": "{{ 'often' }}"}}}, "defs.yaml:.*max_retries.*valid integer"),
+        ({"checks": [{"type": "error_rate", "max_rate": "{{ 'low' }}"}]}, "defs.yaml:.*max_rate.*valid number"),
+        ({"checks": [{"type": "error_rate", "max_rate": "low"}]}, "max_rate"),
+        ({"checks": [{"type": "error_rate", "max_rate": "{{ env.SHOP_UNSET }}"}]}, "'SHOP_UNSET' is not set"),
+    ],
+    ids=["retry", "check", "written", "unset"],
+)
+def test_template_of_another_type_is_refused(attributes: dict[str, Any], message: str) -> None:
+    """Like a value of another type."""
+    with pytest.raises(Exception, match="labels") as caught, loaded(attributes):
+        pass
+    assert re.search(message, f"{caught.value} {caught.value.__cause__}", re.DOTALL)
+
+
 def test_every_resource_field_is_in_the_schema() -> None:
     """With its description."""
     fields = LLMAssetComponent.model().model_json_schema()["$defs"]["ModelFields"]["properties"]
