@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -99,9 +98,8 @@ class Policy:
             if not is_whole(getattr(self, name), least):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number of at least {least}.")
         for name in ("tier_wait_timeout_s", "batch_wait_s"):
-            value = getattr(self, name)
-            if not is_number(value, 0) or value == inf:
-                raise ConfigError(f"{name}={value!r} must be a number of seconds, 0 or more.")
+            if not is_number(getattr(self, name), 0):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of seconds, 0 or more.")
         for name in ("reuse_since", "answer_by"):
             value = getattr(self, name)
             if not isinstance(value, Real) and not (value is None and name == "answer_by"):

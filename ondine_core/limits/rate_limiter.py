@@ -75,7 +75,7 @@ class RateLimiter:
             ConfigError: `tokens` is negative or no number; it would change the rate of all processes.
             TransientError: That would take longer than `timeout_s`; nothing is booked.
         """
-        if not is_number(tokens, 0) or tokens == math.inf:
+        if not is_number(tokens, 0):
             raise ConfigError(f"tokens={tokens!r} must be a number of tokens, 0 or more.")
         until = math.inf if timeout_s is None else self._now() + timeout_s
         try:

@@ -12,7 +12,6 @@ Clocks that differ by less keep the rates but for windows as short as the differ
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from ondine_core.errors import ConfigError
@@ -42,7 +41,7 @@ class Rates:
         for name, rate in (("requests", self.requests_per_minute), ("tokens", self.tokens_per_minute)):
             if rate is not None and not is_positive(rate):
                 raise ConfigError(f"{name}_per_minute={rate!r} must be more than 0; None means no limit.")
-        if not is_number(self.burst, 1) or self.burst == math.inf:
+        if not is_number(self.burst, 1):
             raise ConfigError(f"burst={self.burst!r} must be at least 1, which means no burst.")
         if self.burst > 1 and self.requests_per_minute is None:
             raise ConfigError(f"burst={self.burst!r} counts requests; set requests_per_minute too.")

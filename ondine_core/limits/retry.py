@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from math import inf
 from typing import TypeVar
 
 from ondine_core.errors import ConfigError, TransientError
@@ -40,10 +41,10 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         for name in ("max_attempts", "max_lost"):
-            if not is_number(getattr(self, name), 1):
+            if not is_number(getattr(self, name), 1, inf):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 1.")
         for name in ("first_wait_s", "max_wait_s", "max_retry_after_s", "max_outage_s"):
-            if not is_number(getattr(self, name), 0):
+            if not is_number(getattr(self, name), 0, inf):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of seconds, not negative.")
 
     def gives_up(self, attempt: int, error: TransientError) -> bool:

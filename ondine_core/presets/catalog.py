@@ -6,18 +6,17 @@ A new model gets a new name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields, replace
 from types import MappingProxyType
-from typing import Annotated, Any
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from typing import Any
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.settings import find_address_fault
+from ondine_core.providers.settings import check_address, check_fields
 from ondine_core.types.suggestion import did_you_mean
-from ondine_core.types.values import ModelSpec, PromptCache, Tier
+from ondine_core.types.values import ModelSpec
 
 _MODELS = {
     "gpt-4o-mini": "openai/gpt-4o-mini",
@@ -98,59 +97,27 @@ def openai_compatible(base_url: str, model: str, provider_name: str | None = Non
     return change(ModelSpec(f"openai_compatible/{model}"), given, f"model {model!r}")
 
 
-# -- what a field may hold -----------------------------------------------------------------------------------------
-
-
-def _address(base_url: str) -> str:
-    fault = find_address_fault(base_url)
-    if fault:
-        raise ValueError(f"it {fault}")
-    return base_url
-
-
-class _Spec(BaseModel):
-    """`ModelSpec` with what its values may be."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    model: Annotated[str, Field(pattern=r"^[^/\s]+/.*\S$")]
-    api_key: str | None = None
-    base_url: Annotated[str, AfterValidator(_address)] | None = None
-    timeout_s: PositiveFloat | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    max_output_tokens: PositiveInt | None = None
-    params: dict[str, Any] = {}
-    settings: dict[str, Any] = {}
-    provider_name: Annotated[str, Field(min_length=1)] | None = None
-    tier: Tier = "standard"
-    prompt_cache: PromptCache = "auto"
-    reasoning_effort: Annotated[str, Field(min_length=1)] | None = None
-
-
 FIELDS = tuple(field.name for field in fields(ModelSpec))
-_SHOWN = frozenset(FIELDS) - {"api_key", "base_url", "params", "settings"}  # these may hold a secret
 
 
 def change(spec: ModelSpec, changes: Mapping[str, Any], where: str) -> ModelSpec:
     """`spec` with `changes`; it shares nothing that could be changed with `spec` or with `changes`."""
+    for name in changes:
+        if name not in FIELDS:
+            raise ConfigError(f"{where}: {name_unknown(name, FIELDS)}")
+    changed = replace(spec, **changes)
     try:
-        _Spec.model_validate({"model": spec.model, **changes})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        # Not chained: pydantic's own message quotes values, among them keys.
-        raise ConfigError(f"{where}: {_complaint(first, spec)}") from None
-    return replace(deepcopy(spec), **deepcopy(dict(changes)))
-
-
-def _complaint(error: Mapping[str, Any], spec: ModelSpec) -> str:
-    name = str(error["loc"][0])
-    if error["type"] == "extra_forbidden":
-        return name_unknown(name, FIELDS)
-    reason = str(error.get("ctx", {}).get("error") or error["msg"])
-    if error["type"] == "string_pattern_mismatch":
-        reason = f"write provider/name, as in {spec.model!r}"
-    value = f"={error['input']!r}" if name in _SHOWN else ""
-    return f"{name}{value} is not valid: {reason}."
+        check_fields(changed)
+        if changed.base_url is not None:
+            check_address(changed.base_url)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if not isinstance(changed.model, str) or not re.fullmatch(r"[^/\s]+/.*\S", changed.model):
+        raise ConfigError(f"{where}: model={changed.model!r} is not valid: write provider/name, as in {spec.model!r}.")
+    for name in ("provider_name", "reasoning_effort"):
+        if getattr(changed, name) == "":
+            raise ConfigError(f"{where}: {name} is empty; leave it out.")
+    return deepcopy(changed)
 
 
 def name_unknown(name: str, known: Sequence[str]) -> str:

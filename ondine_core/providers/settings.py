@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from ondine_core.errors import ConfigError
-from ondine_core.types.numbers import is_number, is_whole
+from ondine_core.types.numbers import is_number, is_positive, is_whole
 from ondine_core.types.suggestion import did_you_mean
-from ondine_core.types.values import Json, ModelSpec, PromptCache
+from ondine_core.types.values import Json, ModelSpec, PromptCache, Tier
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -35,6 +35,14 @@ _OURS = {
 """Fields of a request that are decided elsewhere, and by what. The first two and `n` bound what a call may cost."""
 
 
+_NUMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "max_output_tokens": (lambda value: is_whole(value, 1), "a whole number of at least 1"),
+    "timeout_s": (is_positive, "a number of seconds, more than 0"),
+    "temperature": (lambda value: is_number(value, 0), "a number of 0 or more"),
+}
+_CHOICES = {"prompt_cache": get_args(PromptCache), "tier": get_args(Tier)}
+
+
 def another_model(spec: ModelSpec, model: str) -> ModelSpec:
     """`spec` for another model: unchanged for the same provider, else without provider-specific fields."""
     if model.partition("/")[0] == spec.dialect:
@@ -45,24 +53,20 @@ def another_model(spec: ModelSpec, model: str) -> ModelSpec:
 
 def check_fields(spec: ModelSpec) -> None:
     """Refuse fields of `spec` whose types or ranges are not valid: a negative bound on output would loosen a cap."""
-    if spec.max_output_tokens is not None and not is_whole(spec.max_output_tokens, 1):
-        raise ConfigError(
-            f"max_output_tokens={spec.max_output_tokens!r} must be a whole number of at least 1, or None."
-        )
-    if spec.timeout_s is not None and not (is_number(spec.timeout_s, 0) and spec.timeout_s > 0):
-        raise ConfigError(f"timeout_s={spec.timeout_s!r} must be a number of seconds, more than 0, or None.")
-    if spec.temperature is not None and not is_number(spec.temperature, 0):
-        raise ConfigError(f"temperature={spec.temperature!r} must be a number of 0 or more, or None.")
-    if spec.prompt_cache not in get_args(PromptCache):
-        raise ConfigError(f"prompt_cache={spec.prompt_cache!r} is not one of 'auto', 'off', '1h'.")
+    for name, (is_valid, meaning) in _NUMBERS.items():
+        number = getattr(spec, name)
+        if number is not None and not is_valid(number):
+            raise ConfigError(f"{name}={number!r} must be {meaning}, or None.")
+    for name, choices in _CHOICES.items():
+        if getattr(spec, name) not in choices:
+            raise ConfigError(f"{name}={getattr(spec, name)!r} is not one of {', '.join(map(repr, choices))}.")
     for name in ("api_key", "base_url", "reasoning_effort", "provider_name"):
         if not isinstance(getattr(spec, name), str | None):
             raise ConfigError(f"{name} is a {type(getattr(spec, name)).__name__}; it must be a text, or None.")
     for name in ("params", "settings"):
-        if not isinstance(getattr(spec, name), Mapping):
-            raise ConfigError(
-                f"{name} is a {type(getattr(spec, name)).__name__}; it must be a mapping of names to values."
-            )
+        held = getattr(spec, name)
+        if not isinstance(held, Mapping) or not all(isinstance(key, str) for key in held):
+            raise ConfigError(f"{name} is a {type(held).__name__}; it must be a mapping of names to values.")
 
 
 def check_params(spec: ModelSpec) -> None:
@@ -133,10 +137,10 @@ def given_key(spec: ModelSpec) -> str:
     return key
 
 
-def find_address_fault(base_url: str) -> str | None:
-    """What is wrong with an address, as the end of a sentence; `None` if nothing is."""
+def check_address(base_url: str, name: str = "base_url") -> None:
+    """Refuse an address with a fault."""
     if "@" in base_url:
-        return "holds a user name or password, which would end up in logs; use api_key"
+        raise ConfigError(f"{name} holds a user name or password, which would end up in logs; use api_key.")
     try:
         parts = urlsplit(base_url)
         (parts.hostname or "").encode("idna")  # as it is done for a look-up
@@ -144,14 +148,8 @@ def find_address_fault(base_url: str) -> str | None:
         sound = sound and not any(map(str.isspace, base_url))
     except ValueError:
         sound = False
-    return None if sound else "is not an address; write it like 'http://127.0.0.1:8000/v1'"
-
-
-def check_address(base_url: str, name: str = "base_url") -> None:
-    """Refuse an address with a fault."""
-    fault = find_address_fault(base_url)
-    if fault:
-        raise ConfigError(f"{name if '@' in base_url else f'{name}={base_url!r}'} {fault}.")
+    if not sound:
+        raise ConfigError(f"{name}={base_url!r} is not an address; write it like 'http://127.0.0.1:8000/v1'.")
 
 
 def check_root(base_url: str) -> None:

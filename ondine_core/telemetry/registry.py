@@ -12,7 +12,6 @@ from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
-from math import inf
 from typing import Any, TypeAlias, TypeVar, get_args
 
 from ondine_core.errors import ConfigError
@@ -93,7 +92,7 @@ def _close(opened: Opened) -> None:
 def _with_declared_limits(opened: Opened) -> Opened:
     """With what attributes of the observer say that it wants, which is checked here."""
     observe, rate = opened.observe, getattr(opened.observe, "calls_per_second", None)
-    if rate is not None and (not is_number(rate, 0) or rate == inf):
+    if rate is not None and not is_number(rate, 0):
         raise ConfigError(
             f"observers: calls_per_second={rate!r} of {opened.name!r} must be 0 or a positive number, or None for all."
         )

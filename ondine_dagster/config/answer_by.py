@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 import re
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -33,7 +32,7 @@ def is_answer_by(value: Any) -> bool:
         written = value.strip()
         time = _TIME.fullmatch(written)
         return bool(_SECONDS.fullmatch(written)) if time is None else _zone(time[3]) is not None
-    return is_number(value, 0) and value != math.inf
+    return is_number(value, 0)
 
 
 def find_deadline(answer_by: str | float, started_at: float) -> float:

@@ -73,7 +73,7 @@ def test_unavailable_tier_is_an_error_with_the_available_ones() -> None:
     with pytest.raises(ConfigError, match=r"tier='flex'.*gpt-4o-mini.*it has 'standard', 'priority'"):
         connect(ModelSpec("openai/gpt-4o-mini", "k", tier="flex"))
     with pytest.raises(ConfigError, match="tier='cheap' is not one of 'standard', 'flex', 'priority'"):
-        check_tier(ModelSpec(MODEL, tier="cheap"))  # type: ignore[arg-type]
+        connect(ModelSpec(MODEL, "k", tier="cheap"))  # type: ignore[arg-type]
 
 
 def test_batch_tier_without_a_batch_api_is_an_error() -> None:
