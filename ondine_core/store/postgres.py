@@ -7,7 +7,8 @@ assumed, and a statement of the transaction checks it; if it does not hold, the 
 A broken connection is opened again, and the transaction is repeated. Whether it was committed although the connection
 broke before Postgres said so is read from the mark that each transaction leaves: one row a writer, with the number of
 its last transaction. The statement that sets the mark fails if that number, or a later one, is there already, or if the
-tables are not those that this process began with. So every transaction takes effect once, and in order.
+tables are not those that this process began with or have a newer format. So every transaction takes effect once, and in
+order.
 
 Nothing is kept in the session between two transactions, because a pooler may give the session to another client: no
 prepared statements, no settings but those of the transaction, no session locks. The password stays inside the driver.
@@ -32,6 +33,7 @@ from ondine_core.errors import StoreError
 from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Row
 from ondine_core.store.dialects import to_postgres
 from ondine_core.store.driver import explain, is_about_connection, load_driver, may_become_available, parse
+from ondine_core.store.schema import NEWEST, check_version
 
 if TYPE_CHECKING:
     import psycopg
@@ -52,7 +54,9 @@ _LOCK = "SELECT pg_advisory_xact_lock(k) FROM unnest($1::bigint[]) AS k"
 _MARK = """
     WITH marked AS (
         INSERT INTO ondine.numbers AS old (name, numbers) SELECT $1, $2
-        WHERE EXISTS (SELECT FROM ondine.numbers WHERE name = 'format' AND tableoid = $3)
+        WHERE EXISTS (
+            SELECT FROM ondine.numbers AS f WHERE name = 'format' AND tableoid = $3
+            AND (convert_from(f.numbers, 'UTF8')::json ->> 0)::float <= $6)
         ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers
         WHERE (convert_from(old.numbers, 'UTF8')::json ->> 0)::float BETWEEN $4 AND $5 RETURNING 1
     ) SELECT 1 / count(*) FROM marked"""
@@ -134,7 +138,7 @@ class PostgresDatabase:
                     # The time lets `prune` clear away the marks of writers that were killed.
                     mark = orjson.dumps((self._writes, time.time(), len(results)))
                     before = (self._confirmed, self._writes - 1)
-                    connection.execute(_MARK, (self._writer, mark, self._table, *before))
+                    connection.execute(_MARK, (self._writer, mark, self._table, *before, NEWEST))
                 if locks:
                     connection.execute(_LOCK, (locks,))
                 results.append(work())
@@ -154,6 +158,7 @@ class PostgresDatabase:
     def _find_attempt(self) -> int:
         """Which attempt at the present transaction took effect after all."""
         tables = self.select(_FIND_TABLE)
+        check_version(self.read_format() or 0, self.location)
         marks = [orjson.loads(mark) for _, mark in self.select_in(FIND_NUMBERS, [self._writer])]
         if tables != [(self._table,)]:
             raise StoreError(

@@ -91,6 +91,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )
 """`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""
+NEWEST = len(MIGRATIONS)
+"""The newest format that is known here."""
 
 
 # A prompt has an answer and a failure when it was asked anew in vain, or when two processes asked it; the later counts.
@@ -106,9 +108,23 @@ def migrate(database: Database, *, create: bool = True) -> None:
     Raises:
         StoreError: It is empty and `create` is not set, belongs to something else, or has a newer format.
     """
-    if database.read(lambda: _check(database, create=create)) < len(MIGRATIONS):
+    if database.read(lambda: _check(database, create=create)) < NEWEST:
         # Checked again, since another process may have opened it in the meantime.
         database.write(lambda: _apply(database, _check(database, create=create)), ["format"])
+
+
+def check_version(version: int, location: str) -> None:
+    """Refuse tables of a newer format; they may become that while they are in use.
+
+    Raises:
+        StoreError: They are.
+    """
+    if version > NEWEST:
+        raise StoreError(
+            f"The answer store {location!r} has format {version}, since a newer version of Ondine has migrated it, and "
+            f"this one reads up to {NEWEST}; upgrade ondine-dagster wherever the store is used, or name another store. "
+            "What was stored before is safe."
+        )
 
 
 def _check(database: Database, *, create: bool) -> int:
@@ -117,11 +133,7 @@ def _check(database: Database, *, create: bool) -> int:
         raise StoreError(f"{database.location!r} is a database of something else; name another store.")
     if version == 0 and not create:
         raise StoreError(f"There is no answer store at {database.location!r}; name one that exists.")
-    if version > len(MIGRATIONS):
-        raise StoreError(
-            f"The answer store {database.location!r} has format {version}, this version of Ondine reads up to "
-            f"{len(MIGRATIONS)}; upgrade ondine-dagster or name another store."
-        )
+    check_version(version, database.location)
     return version
 
 
@@ -131,4 +143,4 @@ def _apply(database: Database, version: int) -> None:
     for statements in MIGRATIONS[version:]:
         for statement in statements:
             database.run(statement)
-    database.write_format(len(MIGRATIONS))
+    database.write_format(NEWEST)

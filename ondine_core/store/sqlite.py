@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from ondine_core.errors import StoreError
 from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Durability, Row
 from ondine_core.store.dialects import to_sqlite
+from ondine_core.store.schema import check_version
 from ondine_core.store.sqlite_files import LogSync, identify, make_new_file, make_private, prepare, resolve, store_files
 from ondine_core.types.forking import close_in_forks, make_lock
 
@@ -115,6 +116,7 @@ class SqliteDatabase:
 
     def _finish(self, work: Callable[[], T]) -> T:
         try:
+            self._check_format()
             result = work()
             self._connection.execute("COMMIT")
         except BaseException:
@@ -127,6 +129,11 @@ class SqliteDatabase:
         if self._log_sync is not None:
             self._log_sync.note_commit()
         return result
+
+    def _check_format(self) -> None:
+        """Refuse to use tables that a newer version of Ondine has migrated meanwhile."""
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        check_version(version, self.location)
 
     def _check_files(self) -> None:
         """Check, before a commit is reported, that its files were not deleted or replaced."""

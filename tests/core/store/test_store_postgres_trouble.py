@@ -126,6 +126,21 @@ def test_run_stops_when_its_store_is_emptied(spoil: Callable[[str], None], url: 
         assert next(asked) <= 1 + 20 + 2 * 8
 
 
+def test_store_that_a_newer_version_migrates_in_use_is_an_error_before_the_next_call(url: str) -> None:
+    """It says to upgrade, and nothing is written into tables that this version does not know."""
+
+    async def main(store: Store) -> None:
+        await write(store)
+        server().execute("UPDATE ondine.numbers SET numbers = '[99]' WHERE name = 'format'", url)
+        with pytest.raises(StoreError, match=r"has format 99.*upgrade ondine-dagster"):
+            await store.send(call_to(key_of(2)))
+        with pytest.raises(StoreError, match="has format 99"):
+            await store.update("n", add_one)
+
+    with open_store(url) as store:
+        asyncio.run(main(store))
+
+
 def test_server_that_lost_confirmed_writes_is_an_error(url: str) -> None:
     """A replica behind the primary is noticed at the next write."""
 

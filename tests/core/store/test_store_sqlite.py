@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from ondine_core import Options, Policy, ScriptedModel, enrich_sync
 from ondine_core.errors import ConfigError, StoreError
 from ondine_core.store import NETWORK_FILE_SYSTEMS, PASSING_FILE_SYSTEMS, Store, find_file_system, open_store
 from ondine_core.store.connect import connect
@@ -211,8 +212,12 @@ def no_database(path: Path) -> None:
 def newer(path: Path) -> None:
     with open_store(path):
         pass
+    set_format(path, 99)
+
+
+def set_format(path: Path, version: int) -> None:
     database = sqlite3.connect(path)
-    database.execute("PRAGMA user_version = 99")
+    database.execute(f"PRAGMA user_version = {version}")
     database.close()
 
 
@@ -242,6 +247,25 @@ def test_store_that_cannot_be_opened_is_an_error_with_the_reason(
     with pytest.raises(StoreError, match=hint) as caught:
         Store(path)
     assert str(path) in str(caught.value)
+
+
+def test_store_that_a_newer_version_migrates_in_use_ends_the_run(tmp_path: Path) -> None:
+    """It says to upgrade, no further call is made, and nothing is written into tables that are not known here."""
+    path = tmp_path / "answers.db"
+
+    def answer(text: str) -> str:
+        if text == "Say 20":
+            set_format(path, 99)
+        return "ok"
+
+    model = ScriptedModel(answer)
+    settings = Options(store=path, policy=Policy(max_concurrency=4))
+    with pytest.raises(StoreError, match=r"has format 99.*upgrade ondine-dagster") as caught:
+        enrich_sync({"n": list(range(500))}, prompt="Say {n}", output="said", model=model, options=settings)
+    assert str(path) in str(caught.value)
+    assert len(model.calls) < 40
+    set_format(path, len(MIGRATIONS))
+    assert len(keys_in(path)) >= 15
 
 
 @pytest.mark.parametrize("spoil", [no_database, of_someone_else])
