@@ -135,7 +135,6 @@ class _Models:
 
     @property
     def stores(self) -> list[str]:
-        """Where jobs may be."""
         return sorted({llm.store or self.default_store for llm in (*self.shared.values(), *self.own.values())})
 
     def of(self, key: dg.AssetKey, required: Iterable[str]) -> list[LLMResource]:
@@ -175,7 +174,6 @@ class _Waiting:
 
     @property
     def jobs(self) -> list[bytes]:
-        """All jobs that are waited for."""
         return sorted({job for wait in self.waits for job in wait.jobs})
 
     @property
@@ -186,7 +184,6 @@ class _Waiting:
 
     @property
     def keys(self) -> list[dg.AssetKey]:
-        """The assets that wait."""
         return [dg.AssetKey.from_user_string(name) for name in sorted({wait.origin.asset for wait in self.waits})]
 
     def __str__(self) -> str:

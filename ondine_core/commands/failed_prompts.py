@@ -149,7 +149,6 @@ def _find_keys(database: Database, options: argparse.Namespace) -> list[Key]:
 
 
 def _origin_lines(origin: Origin) -> list[tuple[str, str]]:
-    """The lines with the origin of a prompt."""
     if not origin.run:
         return [("run", "not known: it was asked by an earlier version")]
     return [("run", origin.run), ("asset", show_asset(origin) or "(none)")]

@@ -80,6 +80,5 @@ def _new_bar(rows: int, stream: TextIO, *, notebook: bool) -> Any:
 
 
 def _is_jupyter() -> bool:
-    """Whether this process is the kernel of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and "IPKernelApp" in shell.config

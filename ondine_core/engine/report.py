@@ -79,7 +79,6 @@ class Report:
         return f"<div>{figures}{reasons if failures else ''}{first if shown else ''}</div>"
 
     def _summary(self) -> dict[str, str]:
-        """The report in a few words each."""
         progress, usage = self.progress, self.spend.usage
         known = f" ({progress.rows_reused:,} known before)" if progress.rows_reused else ""
         failed = f", {progress.rows_failed:,} failed" if progress.rows_failed else ""

@@ -67,7 +67,6 @@ def _parse_workload(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _show_costs(options: argparse.Namespace) -> None:
-    """Compare what a table costs with each preset."""
     work = Workload(options.rows, options.input_tokens, options.output_tokens, options.prefix_tokens)
     sizes = sorted({1, options.batch_size})
     lines = sorted(compare_costs(PRESETS.values(), work, sizes), key=lambda line: line.usd[1][0])

@@ -118,7 +118,6 @@ def find_deployment(
 
 
 def _form(spec: ModelSpec, name: str, version: str) -> RequestForm:
-    """How requests are written."""
     base = str(spec.settings.get("base_model") or name)
     check_temperature(spec, base)
     is_renamed = version in _UNDATED or _REASONING.search(base.lower()) is not None

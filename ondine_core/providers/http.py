@@ -122,7 +122,6 @@ class HttpModel:
         await self._client.aclose()
 
     async def _post(self, body: bytes, headers: Mapping[str, str], until: float) -> Response:
-        """The whole response."""
         if self._proxy is None and len(body) <= _LARGE:
             head, content = await self._client.post(self._target, headers, body, until)
             status, answered = head.code, head.headers
@@ -156,5 +155,4 @@ class HttpModel:
 
 
 def _values(secret: Mapping[str, str]) -> list[str]:
-    """The secrets that headers hold."""
     return [value.rpartition(" ")[2] for value in secret.values()]

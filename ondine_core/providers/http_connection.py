@@ -76,7 +76,6 @@ class _ReusePause:
         self.suspended_until = 0.0
 
     def suspend(self, until: float) -> None:
-        """Use none again before that."""
         self.suspended_until = max(self.suspended_until, until)
 
 
@@ -135,7 +134,6 @@ class _Connection(ResponseHandler):
         return self._unread()
 
     def _is_request_out(self) -> bool:
-        """Whether the whole request has left this process."""
         return self._is_written and self.transport is not None and not self.transport.get_write_buffer_size()
 
     def _give_up(self, error: Exception) -> None:
@@ -192,7 +190,6 @@ class _Connection(ResponseHandler):
             super().resume_reading(*further, **named)
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        """Take a message that was parsed."""
         status, payload = data[0].code, data[1]
         if status >= 200 or status == 101:  # noqa: PLR2004
             if self._reply is not None:

@@ -151,7 +151,6 @@ class _LiteLLM:
         return f"LiteLLM({self._spec.model!r})"
 
     async def __call__(self, call: Call) -> Reply:
-        """Ask once; see `ChatModel`."""
         loaded = await self._library.get()
         fixed = {**self._fixed, **tier_fields(self._spec, call.tier)}
         write = partial(chat_body, fixed, call, loaded.form)

@@ -96,7 +96,6 @@ class _LlamaCpp:
         self._model = LoadedOnce(self._start, HttpModel.aclose)
 
     async def __call__(self, call: Call) -> Reply:
-        """Ask once; see `ChatModel`."""
         model = await self._model.get()
         return await model(call)
 

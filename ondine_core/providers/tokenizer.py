@@ -146,7 +146,6 @@ _loading = make_lock()  # guards the variable above, which tiktoken reads while 
 
 @cache
 def _encoder(name: str) -> Callable[[str], list[int]]:
-    """What encodes a text as `name`."""
     import tiktoken
 
     with _loading, _variable(_FOLDER_VARIABLE, str(ENCODINGS)):

@@ -68,7 +68,6 @@ class _Log:
         self._reasons: set[tuple[Run, str]] = set()
 
     def __call__(self, event: Event) -> None:
-        """Take account of an event."""
         match event:
             case events.RunStarted():
                 self._logged_at[event.run] = event.at

@@ -38,7 +38,6 @@ class _Collected(Metrics):
     """Metrics of runs, which a registry collects; an observer."""
 
     def collect(self) -> Iterator[Metric]:
-        """All instruments that were used."""
         from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
 
         for instrument, totals in self.counters().items():
@@ -80,7 +79,6 @@ class _Pushed(_Collected):
         self._due = time.monotonic() + every_s
 
     def __call__(self, event: Event) -> None:
-        """Take account of an event."""
         super().__call__(event)
         if isinstance(event, RunStarted):
             origin = event.run.origin

@@ -142,7 +142,6 @@ def distance_by_chance(one: Counts, other: Counts) -> float:
 
 
 def _shares(one: Counts, other: Counts) -> dict[Json, tuple[float, float]]:
-    """The share of each value in both."""
     first, second = sum(one.values()), sum(other.values())
     return {value: (one.get(value, 0) / first, other.get(value, 0) / second) for value in {**one, **other}}
 

@@ -243,7 +243,6 @@ def _native_reply(data: Mapping[str, Any]) -> Reply:
 
 
 def _problems(job: Mapping[str, Any]) -> tuple[JobProblem, ...]:
-    """Why a job was not run."""
     error = job.get("error") or {}
     problem = problem_of(str(error.get("message") or "The provider gives no reason."))
     is_quota = problem.is_quota or error.get("code") == _EXHAUSTED

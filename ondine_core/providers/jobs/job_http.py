@@ -177,7 +177,6 @@ class JobHttp:
     async def _begin(
         self, request: JobRequest, secret: Mapping[str, str], limits: aiohttp.ClientTimeout, opened: ExitStack
     ) -> aiohttp.ClientResponse:
-        """The beginning of the response."""
         url, plain, query = request.path, request.headers, request.params
         if not request.is_elsewhere:
             url = f"{self._endpoint.url}{request.path}"
@@ -211,7 +210,6 @@ class JobHttp:
 
 
 def _free_of_charge(failure: ProviderError) -> ProviderError:
-    """`failure` of a request that costs nothing."""
     if isinstance(failure, TransientError) and failure.cost_unknown:
         return TransientError(str(failure), retry_after_s=failure.retry_after_s, kind=failure.kind)
     return failure

@@ -128,7 +128,6 @@ class _OpenAIJobs(JobAdapter):
         self._dialect, self._write_body = dialect, write_body
 
     def write(self, call: Call, custom_id: str) -> bytes:
-        """`call` as a line of the file."""
         posted = {"method": "POST", "url": self._dialect.endpoint} if self._dialect.is_named else {}
         return orjson.dumps({"custom_id": custom_id, **posted, "body": orjson.Fragment(self._write_body(call))})
 
@@ -175,7 +174,6 @@ class _OpenAIJobs(JobAdapter):
         raise TransientError(f"{self._http.to.host!r} has not processed the file of a batch job yet.")
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
-        """Look through the jobs since then; see `JobApi`."""
         del requests  # the marker is enough
         async for job in self._list(since - CLOCK_SLACK_S):
             if await self._is_marked(job, marker):
@@ -285,7 +283,6 @@ def _file_name(marker: str) -> str:
 
 
 def _problems(job: Mapping[str, Any]) -> list[JobProblem]:
-    """Why a job was not run."""
     errors = job.get("errors") or job.get("error") or []
     if isinstance(errors, dict):
         errors = errors.get("data") or [errors]
