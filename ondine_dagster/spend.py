@@ -5,7 +5,7 @@ The ledger has every call, also of runs without a materialization: those that fa
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -131,7 +131,6 @@ def _table(spent: _Spent, frame: Frame) -> Any:
 
 
 def _metadata(spent: _Spent) -> dict[str, Any]:
-    priced = [one for one in spent.values() if one.known_usd is not None]
     total = sum(spent.values(), Spending())
     metadata: dict[str, Any] = {
         "dagster/row_count": len(spent),
@@ -141,43 +140,40 @@ def _metadata(spent: _Spent) -> dict[str, Any]:
         "ondine/input_tokens": total.usage.input_tokens,
         "ondine/output_tokens": total.usage.output_tokens,
     }
-    calls = f"{total.calls:,} calls"
-    if priced or not spent:
-        usd, is_bound = sum((one.usd for one in priced), Decimal(0)), any(one.at_most_calls for one in priced)
-        metadata["ondine/cost_usd"] = float(usd)
-        metadata["ondine/cost_is_upper_bound"] = is_bound
-        summary = f"{calls}, {'at most ' if is_bound else ''}${usd:,.4f}"
-    else:
-        summary = f"{calls} of unknown cost"
+    summary = f"{total.calls:,} calls of unknown cost"
+    if total.known_usd is not None:
+        metadata["ondine/cost_usd"] = float(total.usd)
+        metadata["ondine/cost_is_upper_bound"] = total.at_most_calls > 0
+        summary = f"{total.calls:,} calls, {_cost(total)}"
     return {"ondine/summary": summary, **_tables(spent), **metadata}
+
+
+def _cost(one: Spending) -> str:
+    return f"{'at most ' if one.at_most_calls else ''}${one.usd:,.4f}"
 
 
 def _tables(spent: _Spent) -> dict[str, dg.MarkdownMetadataValue]:
     """USD by asset, by model and by day, each with a bar; the most expensive and the latest come first."""
     tables = {}
     for index, name in enumerate(("asset", "model", "day")):
-        usd, calls = defaultdict[str, Decimal](Decimal), defaultdict[str, int](int)
-        at_most = {group[index] for group, one in spent.items() if one.at_most_calls}
+        groups = defaultdict[str, Spending](Spending)
         for group, one in spent.items():
-            usd[group[index]] += one.usd
-            calls[group[index]] += one.calls + one.unknown + one.in_jobs
-        by_cost = sorted(usd, key=lambda each: (-usd[each], each))
-        shown = (sorted(usd, reverse=True) if name == "day" else by_cost)[:_LINES_SHOWN]
-        tables[f"ondine/spend_by_{name}"] = dg.MetadataValue.md(_bars(name, shown, usd, calls, at_most))
+            groups[group[index]] += one
+        by_cost = sorted(groups, key=lambda each: (-groups[each].usd, each))
+        shown = (sorted(groups, reverse=True) if name == "day" else by_cost)[:_LINES_SHOWN]
+        tables[f"ondine/spend_by_{name}"] = dg.MetadataValue.md(_bars(name, {each: groups[each] for each in shown}))
     return tables
 
 
-def _bars(
-    name: str, shown: Sequence[str], usd: Mapping[str, Decimal], calls: Mapping[str, int], at_most: Collection[str]
-) -> str:
-    most = max((usd[each] for each in shown), default=Decimal(0))
+def _bars(name: str, groups: Mapping[str, Spending]) -> str:
+    most = max((one.usd for one in groups.values()), default=Decimal(0))
     rows = [
         (
             each or "(none)",
-            f"{calls[each]:,}",
-            f"{'at most ' if each in at_most else ''}${usd[each]:,.4f}",
-            "█" * round(_BAR * usd[each] / most) if most else "",
+            f"{one.calls + one.unknown + one.in_jobs:,}",
+            _cost(one),
+            "█" * round(_BAR * one.usd / most) if most else "",
         )
-        for each in shown
+        for each, one in groups.items()
     ]
     return in_place([name, "calls", "USD", ""], rows)
