@@ -49,6 +49,7 @@ class Database(Protocol):
 
         A database may assume so without waiting; if that was wrong, it runs the `work` of `write` again.
         """
+        return len(self.select_in(sql, values)) == count
 
     def hold(self, name: str) -> None:
         """Wait, within `write`, until no other transaction holds `name`, and hold it to the end of this one.
@@ -64,6 +65,7 @@ class Database(Protocol):
 
     def write_numbers(self, numbers: Mapping[str, bytes]) -> None:
         """Replace the numbers of some names."""
+        self.run_many(REPLACE_NUMBERS, sorted(numbers.items()))
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows."""

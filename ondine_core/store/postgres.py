@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import orjson
 
 from ondine_core.errors import StoreError
-from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Row
+from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Database, Row
 from ondine_core.store.dialects import to_postgres
 from ondine_core.store.driver import explain, is_about_connection, load_driver, may_become_available, parse
 from ondine_core.store.schema import NEWEST, check_version
@@ -70,7 +70,7 @@ _TABLES = """
     WHERE relkind = 'r' AND relnamespace = to_regnamespace('ondine')"""
 
 
-class PostgresDatabase:
+class PostgresDatabase(Database):
     """A `Database` on a Postgres server.
 
     Args:
@@ -264,7 +264,7 @@ class PostgresDatabase:
             check = f"SELECT sqrt(-abs(count(*) - $2)) FROM ({to_postgres(sql)}) AS found"  # noqa: S608
             self._connection.execute(check, (list(values), count))
             return True
-        return len(self.select_in(sql, values)) == count
+        return super().has(sql, values, count)
 
     def hold(self, name: str) -> None:
         """Wait until no other transaction holds `name`, and hold it to the end of this one."""
@@ -287,7 +287,7 @@ class PostgresDatabase:
 
     def write_numbers(self, numbers: Mapping[str, bytes]) -> None:
         """Replace the numbers of some names."""
-        self.run_many(REPLACE_NUMBERS, sorted(numbers.items()))
+        super().write_numbers(numbers)
         self._known |= numbers
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ondine_core.errors import StoreError
-from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Durability, Row
+from ondine_core.store.database import FIND_NUMBERS, Database, Durability, Row
 from ondine_core.store.dialects import to_sqlite
 from ondine_core.store.schema import check_version
 from ondine_core.store.sqlite_files import LogSync, identify, make_new_file, make_private, prepare, resolve, store_files
@@ -35,7 +35,7 @@ _WRITES_A_CHECKPOINT = 200
 """Number of small writes after which the next one leaves the checkpoint to `write`; each fills about one page."""
 
 
-class SqliteDatabase:
+class SqliteDatabase(Database):
     """A `Database` in one file; `open_store` explains the arguments."""
 
     def __init__(self, path: str | Path, *, durability: Durability, wait_timeout_s: float, create: bool) -> None:
@@ -201,10 +201,6 @@ class SqliteDatabase:
             found += self._connection.execute(to_sqlite(sql, values=len(some)), some).fetchall()
         return found
 
-    def has(self, sql: str, values: Sequence[Any], count: int) -> bool:
-        """Whether a query among `values` finds exactly `count` rows."""
-        return len(self.select_in(sql, values)) == count
-
     def hold(self, name: str) -> None:
         """Nothing to do: SQLite has one writer at a time."""
 
@@ -214,10 +210,6 @@ class SqliteDatabase:
     def read_numbers(self, names: Sequence[str]) -> Mapping[str, bytes | None]:
         """The numbers of `names`."""
         return dict(self.select_in(FIND_NUMBERS, names))
-
-    def write_numbers(self, numbers: Mapping[str, bytes]) -> None:
-        """Replace the numbers of some names."""
-        self.run_many(REPLACE_NUMBERS, sorted(numbers.items()))
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows."""
