@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from importlib.util import find_spec
 from operator import itemgetter
@@ -83,19 +83,17 @@ class MediaReader:
         self._known: dict[tuple[str, int, int, int], Media] = {}
         self.fetched: dict[str, Path | MediaError] = {}
         """Addresses that were fetched, and where their content is."""
-        self._folder: Path | None = None
         if options.max_side_px is not None and find_spec("PIL") is None:
             raise ConfigError("media: max_side_px needs Pillow: pip install 'ondine-dagster[images]'.")
         if "document" in kinds and find_spec("pypdf") is None:
             raise ConfigError("Documents in a prompt need pypdf: pip install 'ondine-dagster[documents]'.")
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Where what was fetched waits; it goes with this object."""
-        if self._folder is None:
-            self._folder = Path(mkdtemp(prefix="ondine-"))
-            finalize(self, rmtree, self._folder, ignore_errors=True)
-        return self._folder
+        folder = Path(mkdtemp(prefix="ondine-"))
+        finalize(self, rmtree, folder, ignore_errors=True)
+        return folder
 
     def read(self, cell: Any, kind: MediaKind) -> Media | Gallery | str | None:
         """What a cell holds: an image or document, or several, the text of documents if that is wanted, or nothing.

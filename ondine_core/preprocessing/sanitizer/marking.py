@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -83,7 +84,6 @@ class _Marks:
         self._sanitizer, self._row = sanitizer, row
         self._given: dict[tuple[str, str], str] = {}
         self._numbers: Counter[str] = Counter()
-        self._written: set[tuple[str, int]] | None = None
         self.raw: dict[str, str] = {}
         self.found: Counter[str] = Counter()
 
@@ -104,25 +104,25 @@ class _Marks:
             return f"[{name}#{_hash(text, self._sanitizer.salt or '')}]"
         self._numbers[name] += 1
         # A number that the row writes itself must not be taken for this one.
-        while (name, self._numbers[name]) in self._taken():
+        while (name, self._numbers[name]) in self._written:
             self._numbers[name] += 1
         mark = f"<{name}_{self._numbers[name]}>"
         self.raw[mark] = text
         return mark
 
-    def _taken(self) -> set[tuple[str, int]]:
-        if self._written is None:
-            self._written = set()
-            names = "|".join({rule.name for rule in self._sanitizer.chosen})
+    @cached_property
+    def _written(self) -> set[tuple[str, int]]:
+        written = set()
+        names = "|".join({rule.name for rule in self._sanitizer.chosen})
 
-            def keep(text: str) -> str:
-                if "_" in text and self._written is not None:
-                    for match in re.finditer(rf"({names})_0{{0,9}}([0-9]{{1,9}})(?![0-9])", text, re.IGNORECASE):
-                        self._written.add((match[1].upper(), int(match[2])))
-                return text
+        def keep(text: str) -> str:
+            if "_" in text:
+                for match in re.finditer(rf"({names})_0{{0,9}}([0-9]{{1,9}})(?![0-9])", text, re.IGNORECASE):
+                    written.add((match[1].upper(), int(match[2])))
+            return text
 
-            _change(list(self._row.values()), keep)
-        return self._written
+        _change(list(self._row.values()), keep)
+        return written
 
 
 def _hash(text: str, salt: str) -> str:
