@@ -9,6 +9,7 @@ import keyword
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 import dagster as dg
@@ -50,12 +51,8 @@ class _Must:
             raise ConfigError(f"{name}={value!r} must be {self.valid}.")
 
 
-def _is_count(value: Any) -> bool:
-    return is_whole(value, 1)
-
-
-def _is_share(value: Any) -> bool:
-    return is_number(value, 0, 1)
+_is_count = partial(is_whole, least=1)
+_is_share = partial(is_number, least=0, most=1)
 
 
 def _is_filled(value: Any) -> bool:
