@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,8 @@ TESTS = (
     "tests/adversary/test_lease.py",
     "tests/adversary/test_store.py",
 )
+HYPOTHESIS = "_hypothesis_pytestplugin"
+"""The only plugin; the others are not loaded."""
 PROFILE = "--hypothesis-profile=first-find"
 CAUGHT = 1
 """Exit status of pytest if and only if a test failed."""
@@ -244,25 +248,46 @@ MUTANTS = (
 )
 
 
+@pytest.fixture(scope="module")
+def forking() -> Iterator[subprocess.Popen[str]]:
+    """The process that runs pytest in forked processes."""
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment["HYPOTHESIS_NO_PLUGINS"] = "1"  # trio's, which Selenium needs, is slow to import
+    command = (sys.executable, "-P", str(ROOT / "tests/support/forked_pytest.py"))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as started:
+        yield started
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.breaks)
-def test_a_broken_law_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
+def test_a_broken_law_is_noticed(mutant: Mutant, forking: subprocess.Popen[str], tmp_path: Path) -> None:
     """The selected tests fail on the mutant; they pass on the code as it is."""
-    for package in ("ondine_core", "tests"):
-        # With the byte code, which stays valid since the files are the same: compiling takes longer than the test.
-        shutil.copytree(ROOT / package, tmp_path / package, copy_function=os.symlink)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (file,) = (tmp_path / "ondine_core").rglob(mutant.file)
+    copy, output = tmp_path / "copy", tmp_path / "output"
+    (file,) = (ROOT / "ondine_core").rglob(mutant.file)
     text = file.read_text(encoding="utf-8")
     assert text.count(mutant.good) == 1, f"{mutant.good!r} stands {text.count(mutant.good)} times in {mutant.file}"
-    file.unlink()  # a link to the file itself
-    file.write_text(text.replace(mutant.good, mutant.bad), encoding="utf-8")
+    copy.mkdir()
+    (copy / "tests").symlink_to(ROOT / "tests")
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    link_all_but(file, ROOT / "ondine_core", copy / "ondine_core")
+    (copy / file.relative_to(ROOT)).write_text(text.replace(mutant.good, mutant.bad), encoding="utf-8")
     # Only the files that have such a test: collecting the others takes longer than running it.
     name = re.compile(rf"def test_\w*{mutant.law}")
-    tests = [test for test in TESTS if name.search((tmp_path / test).read_text(encoding="utf-8"))]
-    command = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", PROFILE, "-k", mutant.law, *tests)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["HYPOTHESIS_NO_PLUGINS"] = "1"  # trio's, which Selenium needs, is slow to import
-    ran = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert ran.returncode == CAUGHT, ran.stdout[-2000:] + ran.stderr[-2000:]
+    tests = [test for test in TESTS if name.search((ROOT / test).read_text(encoding="utf-8"))]
+    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", HYPOTHESIS, PROFILE, "-k", mutant.law, *tests]
+    run = {"folder": str(copy), "arguments": arguments, "output": str(output)}
+    assert forking.stdin is not None
+    assert forking.stdout is not None
+    forking.stdin.write(json.dumps(run) + "\n")
+    forking.stdin.flush()
+    assert int(forking.stdout.readline()) == CAUGHT, output.read_text(encoding="utf-8")[-4000:]
+
+
+def link_all_but(file: Path, folder: Path, copy: Path) -> None:
+    """Fill a copy of a folder with links to its files and folders, except to `file` and its byte code."""
+    copy.mkdir()
+    for one in folder.iterdir():
+        if one in file.parents or one == file.parent / "__pycache__":
+            link_all_but(file, one, copy / one.name)
+        elif one != file and not one.name.startswith(f"{file.stem}."):
+            (copy / one.name).symlink_to(one)
