@@ -71,7 +71,8 @@ def spend_report(
         path_or_url = store or (llm.store if isinstance(llm, LLMResource) else None) or default_store(context.instance)
         since = None if days is None else datetime.now(UTC).date() - timedelta(days=days - 1)
         try:
-            spent = _read(path_or_url, since)
+            # The store of the assets is made by the first of them, which may come after the report.
+            spent = _read(path_or_url, since, create=store is None)
         except OndineError as error:
             raise failure(error, None) from error
         return dg.MaterializeResult(value=_table(spent, frame), metadata=_metadata(spent))
@@ -86,8 +87,8 @@ _Spent = Mapping[tuple[str, ...], Spending]
 """By asset, model and day."""
 
 
-def _read(path_or_url: str, since: date | None) -> _Spent:
-    with closing(connect(path_or_url, create=False)) as database:
+def _read(path_or_url: str, since: date | None, *, create: bool) -> _Spent:
+    with closing(connect(path_or_url, create=create)) as database:
         spent = read_spending(database, "asset", "model", "day")
     return {group: one for group, one in spent.items() if since is None or group[2] >= since.isoformat()}
 

@@ -174,8 +174,15 @@ def test_nothing_spent_is_an_empty_table(tmp_path: Path) -> None:
     assert metadata_of(result, "llm_spend")["ondine/cost_usd"] == 0.0
 
 
+def test_report_before_the_first_asset_is_empty(tmp_path: Path) -> None:
+    """The store of the instance or of the resource is made by the first asset, which a schedule may run later."""
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+        result = run(spend_report(), instance=instance)
+    assert metadata_of(result, "llm_spend")["ondine/cost_usd"] == 0.0
+
+
 def test_missing_store_is_an_error(tmp_path: Path) -> None:
-    """Not an empty report, and no file is created."""
+    """If it is named: not an empty report, and no file is created."""
     result = run(spend_report(store=str(tmp_path / "none.db")))
     (event,) = [event for event in result.all_events if event.is_step_failure]
     assert "none.db" in str(event.step_failure_data.user_failure_data.description)
