@@ -45,6 +45,7 @@ class Options:
             what a person should know about batch jobs.
         on_job: Called with a sentence when a batch job was submitted, and with its progress.
         origin: Run, asset and partition, for the ledger; by default a run of its own.
+        budget_run: The run whose budgets are drawn from, if this one repeats it; by default that of `origin`.
         lease: Name under which one process at a time works on this store; others wait, and find its answers then.
         lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
         on_progress: Called after every batch, on the event loop; it must return quickly.
@@ -71,6 +72,7 @@ class Options:
     on_warning: Callable[[str], None] = lambda _: None
     on_job: Callable[[str], None] = lambda _: None
     origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
+    budget_run: str | None = None
     lease: str | None = None
     lease_ttl_s: float = 30.0
     progress_bar: bool | None = None

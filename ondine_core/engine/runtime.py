@@ -99,7 +99,7 @@ async def open_runtime(
     if caps:
         _check_bounded(spec, price, max_output_tokens, caps[0], unpriced)
         wait = await find_wait(store, options.origin)
-        origin = wait.origin if wait else options.origin
+        origin = wait.origin if wait else replace(options.origin, run=options.budget_run or options.origin.run)
         budgets = BudgetSet(tuple(_budget(cap, spec, store, options, origin) for cap in caps))
     return Runtime(
         model,

@@ -154,7 +154,7 @@ class Arguments(dg.Model):
             "more than 0: a finite number of USD, or None for no cap",
         ),
     ] = None
-    """Hard cap on what one materialization may cost, in USD, retries of its step included. The worst case of a call is
+    """Hard cap on what one materialization may cost, in USD, retries by Dagster included. The worst case of a call is
     charged before it leaves; when the cap is reached the step fails for good, and all answers are kept."""
     model_column: Annotated[str | None, _Must(_or_none(_is_filled), "the name of a column, or None")] = None
     """Name of a further column, which says which model answered the row."""

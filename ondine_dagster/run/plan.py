@@ -31,6 +31,9 @@ from ondine_dagster.resource import LLMResource, default_store, store_warning
 from ondine_dagster.run.arguments import Arguments
 from ondine_dagster.run.progress import Watch
 
+_RETRY_NUMBER = "dagster/retry_number"
+"""The tag of a run that the daemon launched since another one failed; a person's has none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Enrichment:
@@ -87,6 +90,7 @@ def plan(
         options,
         policy=policy,
         origin=Origin(context.run.run_id, asset, partition),
+        budget_run=_find_retried_run(context),
         lease=f"{asset}/{partition}",
         max_cost_usd=declared.max_cost_usd,
         on_progress=watch.keep,
@@ -137,6 +141,17 @@ def _partition(context: dg.AssetExecutionContext) -> str:
     if len(keys) > 1:
         return f"{keys[0]}...{keys[-1]}"
     return str(keys[0]) if keys else ""
+
+
+def _find_retried_run(context: dg.AssetExecutionContext) -> str:
+    """The first of the runs that Dagster launched one after another since each had failed; usually this one."""
+    run = context.run
+    while _RETRY_NUMBER in run.tags and run.parent_run_id:
+        parent = context.instance.get_run_by_id(run.parent_run_id)
+        if parent is None:
+            return run.parent_run_id
+        run = parent
+    return run.run_id
 
 
 def _created_at(context: dg.AssetExecutionContext) -> float:

@@ -15,6 +15,8 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
 from pydantic import BaseModel, Field
 
 from ondine_core.errors import ConfigError, RefusedError
@@ -403,6 +405,33 @@ def test_exhausted_cap_fails_the_step_without_retry_and_a_higher_one_resumes(tmp
     assert 0 < paid < 200
     assert 0.0003 < billed <= 0.0005
     assert not any(event.event_type_value == "STEP_UP_FOR_RETRY" for event in result.all_events)
+
+
+def test_run_that_the_daemon_repeats_has_the_cap_of_the_first(tmp_path: Path) -> None:
+    """Otherwise run retries would multiply the cap; a person who repeats a run gives it a cap of its own."""
+    rows = pd.DataFrame({"review": [f"love {number}" for number in range(200)]})
+
+    @llm_asset(prompt=PROMPT, output=Sentiment, max_cost_usd=0.0005)
+    def moods() -> pd.DataFrame:
+        return rows
+
+    def repeat(parent: dg.DagsterRun | None, tags: dict[str, str]) -> dg.DagsterRun:
+        lineage = {"parent_run_id": parent.run_id, "root_run_id": parent.root_run_id or parent.run_id} if parent else {}
+        run = instance.create_run_for_job(job, tags=tags, **lineage)
+        execute_run(InMemoryJob(job), run, instance)
+        return run
+
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance, Provider(answer) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, max_output_tokens=100)
+        defs = dg.Definitions(assets=[moods], resources={"llm": llm}, executor=dg.in_process_executor)
+        job = defs.resolve_implicit_global_asset_job_def()
+        first = repeat(None, {})
+        paid = len(provider.ledger.requests)
+        second = repeat(first, {"dagster/retry_number": "1"})
+        repeat(second, {"dagster/retry_number": "2"})
+        assert len(provider.ledger.requests) == paid
+        repeat(second, {})
+        assert len(provider.ledger.requests) > paid
 
 
 def test_a_cap_needs_a_price(tmp_path: Path) -> None:
