@@ -26,4 +26,4 @@ $(python): pyproject.toml
 	@touch $@
 
 prices: $(python)  ## update prices, limits and tokenizers from the newest allowed litellm
-	$(python) -m pip install --quiet --upgrade 'litellm>=1.90,<1.107' && $(python) -m ondine_core.providers.model_data
+	$(python) -m pip install --quiet --upgrade 'litellm>=1.90,!=1.107.0,<2' && $(python) -m ondine_core.providers.model_data

@@ -54,7 +54,7 @@ async def enrich(  # noqa: PLR0913  (by keyword)
         prompt: The question, with `{column}` where a row's value belongs.
         output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, a regular expression
             with named groups, or the name of one free-text column.
-        model: Provider and name as in `"openai/gpt-4o-mini"`, a full `ModelSpec`, or anything that is a `ChatModel`.
+        model: Provider and name as in `"openai/gpt-6-luna"`, a full `ModelSpec`, or anything that is a `ChatModel`.
         clean: Steps that clean the texts of a row before it is asked about, in order: names such as `"html"`,
             functions, `{"truncate": 500}`; see `ondine_core.preprocessing.cleaning`.
         sanitize: What stands for the personal data and secrets of a row when it is asked about: `"redact"`,

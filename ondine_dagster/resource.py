@@ -65,7 +65,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     """A language model that every `llm_asset` with this resource asks."""
 
     model: str = Field(
-        description="Provider and model, as in 'openai/gpt-4o-mini', 'anthropic/claude-sonnet-5', 'azure/deployment', "
+        description="Provider and model, as in 'openai/gpt-6-luna', 'anthropic/claude-sonnet-5', 'azure/deployment', "
         "'openai_compatible/my-model' (with base_url) or 'llama_cpp/gemma-3-270m' (runs in this process, needs no key)."
     )
     api_key: str | None = Field(
@@ -224,7 +224,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         """The resource for `spec`, such as a preset.
 
         Example:
-            >>> LLMResource.from_spec(preset("gpt-4o-mini"), requests_per_minute=500)
+            >>> LLMResource.from_spec(preset("gpt-6-luna"), requests_per_minute=500)
             ... # doctest: +SKIP
         """
         given = {part.name: getattr(spec, part.name) for part in dataclasses.fields(spec)}

@@ -41,8 +41,8 @@ class Options:
         caps: Further caps, which others may draw from, too.
         on_threshold: Called once when most of a cap is spent.
         fallbacks: Models that take over the remaining rows when the model fails for good or is unreachable for long.
-        on_warning: Called when a fallback takes over, when the rest of a run goes at the standard price tier, and with
-            what a person should know about batch jobs.
+        on_warning: Called when a fallback takes over, when the rest of a run goes at the standard price tier, when the
+            provider withdraws the model within 30 days, and with what a person should know about batch jobs.
         on_job: Called with a sentence when a batch job was submitted, and with its progress.
         origin: Run, asset and partition, for the ledger; by default a run of its own.
         budget_run: The run whose budgets are drawn from, if this one repeats it; by default that of `origin`.

@@ -25,6 +25,7 @@ from ondine_core.providers.media_tokens import max_media_tokens, max_tokens_anyw
 from ondine_core.providers.pricing import Price, find_unpriced_part
 from ondine_core.providers.tiers import check_tier, find_tier_prices
 from ondine_core.providers.tokenizer import counter
+from ondine_core.providers.withdrawal import find_withdrawal
 from ondine_core.store import open_store
 from ondine_core.telemetry.emitter import EventEmitter
 from ondine_core.types.ledger import Origin
@@ -81,6 +82,9 @@ async def open_runtime(
     if model is None:
         model = connect(spec)
         stack.push_async_callback(model.aclose)
+        warning = find_withdrawal(spec, options.clock.now())
+        if warning:
+            options.on_warning(warning)
     if spec.tier == "batch":
         check_store(store)
     check_tier(spec)

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.model_data import chat_providers
+from ondine_core.providers.model_data import provider_names
 from ondine_core.providers.openai_servers import SERVERS
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.settings import check_fields, check_params
@@ -37,7 +37,7 @@ def connect(spec: ModelSpec) -> ChatModel:
     check_params(spec)
     check_tier(spec)
     provider, slash, name = spec.model.partition("/")
-    if slash and name and (provider in _DIALECTS or provider in chat_providers()):
+    if slash and name and (provider in _DIALECTS or provider in provider_names()):
         module, _, function = _DIALECTS.get(provider, _ANY_OTHER).partition(":")
         model: ChatModel = getattr(import_module(f"{__name__}.{module}"), function)(spec, name)
         return model
@@ -53,7 +53,7 @@ def _suggest(model: str) -> str:
     if not slash:
         hosts = [f"{host}/{model}" for host in ("openai", "anthropic", "gemini") if find_entry(f"{host}/{model}")]
     else:
-        near = get_close_matches(provider, {*_DIALECTS, *chat_providers()}, 3)
+        near = get_close_matches(provider, {*_DIALECTS, *provider_names()}, 3)
         hosts = [f"{host}/{name}" for host in near]
     return f" Did you mean {' or '.join(map(repr, hosts))}?" if hosts else ""
 

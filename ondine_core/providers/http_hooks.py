@@ -137,6 +137,11 @@ def make_client(api_key: str | None, base_url: str | None) -> Any:
 
         openai: Any
 
+        async def post(self, *args: Any, **options: Any) -> Any:
+            """Send with the client whose method was meant: both have a `post`, and only OpenAI's takes `cast_to`."""
+            by: Any = self.openai if "cast_to" in options else super()
+            return await by.post(*args, **options)
+
         def __getattr__(self, name: str) -> Any:
             if name.startswith("__") or "openai" not in self.__dict__:
                 raise AttributeError(name)

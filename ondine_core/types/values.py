@@ -43,7 +43,7 @@ class ModelSpec:
     """Which model to ask, where, and how.
 
     Args:
-        model: Provider and name as in `openai/gpt-4o-mini`; a path after `llama_cpp/` names a local file.
+        model: Provider and name as in `openai/gpt-6-luna`; a path after `llama_cpp/` names a local file.
         api_key: Key of the provider; without it the provider's usual environment variable is read.
         base_url: Root of an OpenAI-compatible API, up to and including `/v1`.
         timeout_s: Seconds one call may take in all; by default 60, at the flex tier 900.

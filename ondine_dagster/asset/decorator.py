@@ -75,7 +75,7 @@ def llm_asset(
         prompt: The question about a row, `{column}` where its value belongs, or a `Prompt` with more than that.
         output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, or a name.
         **arguments: The other fields of [`Arguments`][ondine_dagster.run.arguments.Arguments]; `model`, the model this
-            asset asks, instead of the resource `resource_key`: its name, as in `"openai/gpt-4o-mini"`, an
+            asset asks, instead of the resource `resource_key`: its name, as in `"openai/gpt-6-luna"`, an
             `LLMResource`, a `ModelSpec`, or a `ChatModel` such as a `ScriptedModel`; and everything that `@dg.asset`
             takes.
 

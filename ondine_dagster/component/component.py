@@ -63,7 +63,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
       upstream: support_tickets
       prompt: {file: prompt.md}
       output: {sentiment: {type: string, enum: [positive, negative]}, topic: string}
-      model: openai/gpt-4o-mini
+      model: openai/gpt-6-luna
     ```
     """
 

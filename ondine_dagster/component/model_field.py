@@ -83,7 +83,7 @@ ResolvedLLM: TypeAlias = Annotated[
         model_field_type=str | ModelFields,
         inject_before_resolve=False,
         description="The model this asset asks, instead of the resource `resource_key`: its name, as in "
-        "'openai/gpt-4o-mini', or a mapping with the fields of an LLMResource.",
-        examples=["openai/gpt-4o-mini", {"model": "openai/gpt-4o-mini", "requests_per_minute": 500}],
+        "'openai/gpt-6-luna', or a mapping with the fields of an LLMResource.",
+        examples=["openai/gpt-6-luna", {"model": "openai/gpt-6-luna", "requests_per_minute": 500}],
     ),
 ]

@@ -19,7 +19,7 @@ class ScaffoldFields(BaseModel):
 
     upstream: str = Field("reviews", description="Key of the asset that has the rows.")
     column: str = Field("review", description="The column that the prompt reads.")
-    model: str = Field("openai/gpt-4o-mini", description="The model that is asked.")
+    model: str = Field("openai/gpt-6-luna", description="The model that is asked.")
     resource_key: str | None = Field(None, description="An LLMResource of the project, asked instead of `model`.")
 
 

@@ -90,8 +90,8 @@ class LLMAssetConfig(StrictConfig):
     )
     model: str | None = Field(
         default=None,
-        description="Another model than the resource's, as in 'openai/gpt-4o'; of another provider's, the key comes "
-        "from its usual environment variable.",
+        description="Another model than the resource's, as in 'openai/gpt-6-luna'; of another provider's, the key is "
+        "read from its usual environment variable.",
     )
     tier: TierChoice | None = Field(
         default=None,

@@ -206,7 +206,7 @@ class Arguments(dg.Model):
 
 
 _MODEL = _Must(
-    _is_model, "the name of a model, as in 'openai/gpt-4o-mini', or an LLMResource, a ModelSpec or a ChatModel"
+    _is_model, "the name of a model, as in 'openai/gpt-6-luna', or an LLMResource, a ModelSpec or a ChatModel"
 )
 
 

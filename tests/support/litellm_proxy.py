@@ -24,7 +24,7 @@ __all__ = ["FIVE_CALLS_KEY", "MASTER_KEY", "LiteLLMProxy", "install_litellm_prox
 MASTER_KEY = f"sk-{secrets.token_hex(16)}"
 """The master key; the proxy refuses to start with a weaker one."""
 FIVE_CALLS_KEY = "sk-of-a-team-with-five-calls-at-once"
-_REQUIREMENT = "litellm[proxy]>=1.100,<1.107"
+_REQUIREMENT = "litellm[proxy]>=1.100,!=1.107.0"
 # The proxy stores keys in a database; without one, a function provides the keys besides the master key.
 _KEYS = f"""
 from litellm.proxy._types import UserAPIKeyAuth

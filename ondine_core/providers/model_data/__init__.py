@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["ENCODINGS", "Source", "chat_providers", "installed_litellm", "model_facts", "source"]
+__all__ = ["ENCODINGS", "Source", "installed_litellm", "model_facts", "provider_names", "source"]
 
 _HERE = Path(__file__).parent
 ENCODINGS = _HERE / "encodings"
@@ -70,11 +70,11 @@ def model_facts() -> Mapping[str, Mapping[str, Any]]:
 
 
 @cache
-def chat_providers() -> frozenset[str]:
-    """The providers whose models litellm can chat with."""
+def provider_names() -> frozenset[str]:
+    """The names of the providers that litellm has."""
     litellm = _newer_litellm()
     return (
-        frozenset(orjson.loads((_HERE / PROVIDERS).read_bytes())) if litellm is None else read_chat_providers(litellm)
+        frozenset(orjson.loads((_HERE / PROVIDERS).read_bytes())) if litellm is None else read_provider_names(litellm)
     )
 
 
@@ -91,14 +91,17 @@ def installed_litellm() -> Path | None:
     return next((Path(folder) for folder in folders or () if (Path(folder) / LITELLM_PRICES).is_file()), None)
 
 
-def read_chat_providers(litellm: Path) -> frozenset[str]:
-    """The providers whose models can be chatted with, by the data files of the litellm in this folder."""
-    endpoints = orjson.loads((litellm / _LITELLM_ENDPOINTS).read_bytes())["providers"]
-    chatting = {name for name, about in endpoints.items() if about["endpoints"].get("chat_completions")}
+def read_provider_names(litellm: Path) -> frozenset[str]:
+    """The names of the providers in the data files of the litellm in this folder.
+
+    What the files say of chat is not used: in recent releases it is false for Hugging Face, NVIDIA and others that
+    litellm can chat with.
+    """
+    names = set(orjson.loads((litellm / _LITELLM_ENDPOINTS).read_bytes())["providers"])
     configured = litellm / _LITELLM_CONFIGURED
     if configured.is_file():
-        chatting |= orjson.loads(configured.read_bytes()).keys()
-    return frozenset(name.partition("/")[0] for name in chatting)
+        names |= orjson.loads(configured.read_bytes()).keys()
+    return frozenset(name.partition("/")[0] for name in names)
 
 
 def _parts(release: str) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from ondine_core.providers.model_data import (
     PROVIDERS,
     SOURCE,
     installed_litellm,
-    read_chat_providers,
+    read_provider_names,
 )
 
 _LITELLM_ENCODINGS = "litellm_core_utils/tokenizers"
@@ -49,7 +49,7 @@ def main(folder: Path) -> int:
     # A model a line, so that a change of prices can be read as a difference of text.
     lines = [f"{orjson.dumps(name).decode()}:{orjson.dumps(facts).decode()}" for name, facts in select(models).items()]
     (folder / PRICES).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    (folder / PROVIDERS).write_bytes(orjson.dumps(sorted(read_chat_providers(litellm)), option=orjson.OPT_INDENT_2))
+    (folder / PROVIDERS).write_bytes(orjson.dumps(sorted(read_provider_names(litellm)), option=orjson.OPT_INDENT_2))
     for name in _TOKENIZERS:
         shutil.copyfile(litellm / _LITELLM_ENCODINGS / name, encodings / name)
     about = {"version": version("litellm"), "copied_on": dt.datetime.now(dt.UTC).date().isoformat()}

@@ -11,13 +11,13 @@ import orjson
 import pytest
 
 from ondine_core.providers import model_data
-from ondine_core.providers.model_data import installed_litellm, model_facts, read_chat_providers
+from ondine_core.providers.model_data import installed_litellm, model_facts, read_provider_names
 from ondine_core.providers.model_data.__main__ import main, select
 
 LOOK = """
-from ondine_core.providers.model_data import chat_providers, source
+from ondine_core.providers.model_data import provider_names, source
 from ondine_core.providers.pricing import find_price
-print(source(), find_price("openai/gpt-4o-mini").input, "acme" in chat_providers(), "bedrock" in chat_providers())
+print(source(), find_price("openai/gpt-4o-mini").input, "acme" in provider_names(), "bedrock" in provider_names())
 """
 
 
@@ -61,7 +61,7 @@ def test_copy_equals_litellms_file_in_all_fields_used(tmp_path: Path) -> None:
     for name, facts in copy.items():
         figures = {key: fact for key, fact in whole[name].items() if "cost" in key or key.startswith("max_")}
         assert figures.items() <= facts.items()
-    assert set(orjson.loads((tmp_path / model_data.PROVIDERS).read_bytes())) == read_chat_providers(litellm)
+    assert set(orjson.loads((tmp_path / model_data.PROVIDERS).read_bytes())) == read_provider_names(litellm)
     names = {file.name for file in model_data.ENCODINGS.iterdir()}
     assert {file.name for file in (tmp_path / "encodings").iterdir()} == names
 

@@ -313,7 +313,8 @@ def test_the_listing_has_prices_and_windows(capsys: pytest.CaptureFixture[str]) 
     header, *lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines[: len(PRESETS)]}
     assert list(rows) == list(PRESETS)
-    assert rows["gpt-4o-mini"].split() == "gpt-4o-mini openai/gpt-4o-mini 0.15 0.075 0.6 128,000 16,384".split()
+    row = "gpt-4o-mini openai/gpt-4o-mini 0.15 0.075 0.6 128,000 16,384 2027-01-14"
+    assert rows["gpt-4o-mini"].split() == row.split()
     assert rows["gemma-3-270m"].split()[2:5] == ["0", "0", "0"]
     assert rows["vllm-llama-3.3-70b"].split()[2:] == ["unknown"] * 5
     assert rows["groq-llama-3.3-70b"].endswith("withdrawn; see groq-gpt-oss-120b")

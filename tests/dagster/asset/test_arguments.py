@@ -80,7 +80,7 @@ def test_no_column_overwrites_another(arguments: dict[str, Any], message: str) -
         ("on_disagreement", ["ask", None, []], "'lower', 'stop'"),
         ("max_cost_usd", ["5", float("inf"), float("nan"), 0, -1, True], "more than 0"),
         ("max_error_rate", ["5%", 5, float("nan"), True], "0.05"),
-        ("model", [5, " ", ScriptedModel], "the name of a model, as in 'openai/gpt-4o-mini'"),
+        ("model", [5, " ", ScriptedModel], "the name of a model, as in 'openai/gpt-6-luna'"),
         ("resource_key", ["", 5, "my llm", "class", "config", "context"], "such as 'llm'"),
         ("model_column", [5, "", " "], "name of a column"),
         ("on_row_error", ["skip", None, []], "'null', 'drop', 'raise'"),

@@ -48,5 +48,5 @@ def test_scaffolded_component_loads(scaffold_format: str, fields: Mapping[str, s
     if "resource_key" in fields:
         assert "small" in asset.required_resource_keys
     else:
-        assert resources["llm_for_ticket_labels"].model == fields.get("model", "openai/gpt-4o-mini")
+        assert resources["llm_for_ticket_labels"].model == fields.get("model", "openai/gpt-6-luna")
     assert f"{{{fields.get('column', 'review')}}}" in spec.metadata["ondine/prompt"].value

@@ -1,6 +1,6 @@
 """Photos of products and their labels, by a model that accepts images; models in this process do not.
 
-Set ONDINE_MODEL, for instance to openai/gpt-5-mini, and materialize `photo_labels` in the UI.
+Set ONDINE_MODEL, for instance to openai/gpt-6-luna, and materialize `photo_labels` in the UI.
 """
 
 import os

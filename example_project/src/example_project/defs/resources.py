@@ -1,4 +1,4 @@
-"""The model: a small one inside this process, or the one in ONDINE_MODEL, such as openai/gpt-4o-mini.
+"""The model: a small one inside this process, or the one in ONDINE_MODEL, such as openai/gpt-6-luna.
 
 ONDINE_TIER=batch uses the provider's batch jobs, at half the price.
 """

@@ -1,0 +1,28 @@
+"""Warns of a model that its provider withdraws soon, by the dates in the price data."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from ondine_core.providers.model_data import source
+from ondine_core.providers.pricing import find_entry
+from ondine_core.types.values import ModelSpec
+
+_WARN_DAYS = 30
+
+
+def find_withdrawal(spec: ModelSpec, now: float) -> str | None:
+    """A warning if the provider of `spec` withdraws the model within 30 days, or has; `now` is in epoch seconds.
+
+    A server at an address of the user's is not the provider whose dates are known; an Azure resource is.
+    """
+    date = (find_entry(spec.listed_as) or {}).get("deprecation_date")
+    if date is None or (spec.base_url is not None and spec.dialect != "azure"):
+        return None
+    days_left = (dt.date.fromisoformat(date) - dt.datetime.fromtimestamp(now, dt.UTC).date()).days
+    if days_left > _WARN_DAYS:
+        return None
+    return (
+        f"The provider withdraws the model {spec.listed_as!r} on {date} ({source()}), after which calls fail. Choose "
+        "another model; rows with a stored answer keep it only as long as the model stays the same."
+    )
