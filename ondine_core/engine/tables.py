@@ -44,6 +44,10 @@ def read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict[
             f"A {type(table).__name__} is not a table; give a pandas, polars or pyarrow frame (collect lazy ones), "
             "a mapping of column to values, or a list of mappings."
         ) from None
+    index = nw.maybe_get_index(frame)  # only pandas has one
+    for name in wanted:
+        if index is not None and name in index.names and name not in frame.columns:
+            raise ConfigError(f"{name!r} is the index of the rows and no column; reset_index() makes it one.")
     columns = {name: _values(frame.get_column(name)) for name in wanted if name in frame.columns}
     return tuple(frame.columns), len(frame), columns
 

@@ -79,6 +79,13 @@ def test_empty_table_has_an_empty_report(table: Any) -> None:
     assert (report.outcomes, report.column("answer"), report.error_rate, model.calls) == ([], [], 0.0, [])
 
 
+def test_column_that_is_the_index_of_pandas_is_named() -> None:
+    """As after a `groupby`; otherwise the error would only say that there is no such column."""
+    table = pd.DataFrame({"text": ["a"], "n": [1]}).set_index("text")
+    with pytest.raises(ConfigError, match=r"'text' is the index .*reset_index\(\)"):
+        enrich_sync(table, prompt="Shout: {text}", output="loud", model=ScriptedModel({"": "HEY"}))
+
+
 @pytest.mark.parametrize("table", [42, "text", ["a", "b"], object(), pl.LazyFrame({"text": ["a"]}), pd.Series(["a"])])
 def test_non_table_is_refused_by_type(table: Any) -> None:
     """An object that is not a table is refused before any call; the error names its type and the valid kinds."""
