@@ -224,10 +224,15 @@ def _evaluate(
     watched = {key.to_user_string() for key in selection.resolve(list(dict.fromkeys(assets.values())))}
 
     @cache
-    def partitions_of(key: dg.AssetKey) -> frozenset[str | None]:
+    def partitions_of(key: dg.AssetKey) -> frozenset[str] | None:
+        """The partitions of an asset; `None` if it has none, whatever other assets of its run have."""
         definition = assets[key].partitions_def
-        keys = definition.get_partition_keys(dynamic_partitions_store=context.instance) if definition else ()
-        return frozenset((None, *keys))
+        keys = definition.get_partition_keys(dynamic_partitions_store=context.instance) if definition else None
+        return None if keys is None else frozenset(keys)
+
+    def has_partition(key: dg.AssetKey, partition: str | None) -> bool:
+        keys = partitions_of(key)
+        return partition is None or keys is None or partition in keys
 
     for path_or_url in models.stores:
         try:
@@ -241,7 +246,7 @@ def _evaluate(
             partition = waiting.run.tags.get(_PARTITION)
             if status.problem:
                 problems.append(f"{waiting}: {status.problem}")
-            elif status.is_ready and all(partition in partitions_of(key) for key in waiting.keys):
+            elif status.is_ready and all(has_partition(key, partition) for key in waiting.keys):
                 requests.append(_request(context, waiting))
             elif status.is_ready:  # Dagster would request no run at all for one that is not valid
                 notes.append(f"{waiting}: its jobs have ended, but there is no partition {partition!r} any more.")
@@ -376,10 +381,12 @@ def _request(context: dg.SensorEvaluationContext, waiting: _Waiting) -> dg.RunRe
         for entry in context.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
         if entry.dagster_event
     }
+    chosen = sorted(selection.resolve(list(dict.fromkeys(known.values()))) & planned)
+    in_partitions = any(known[key].partitions_def is not None for key in chosen)
     return dg.RunRequest(
         run_key=waiting.run_key,
         run_config=run.run_config,
         tags={tag: value for tag, value in run.tags.items() if tag in _KEPT_TAGS or not tag.startswith(_DAGSTERS_OWN)},
-        partition_key=run.tags.get(_PARTITION),
-        asset_selection=sorted(selection.resolve(list(dict.fromkeys(known.values()))) & planned),
+        partition_key=run.tags.get(_PARTITION) if in_partitions else None,
+        asset_selection=chosen,
     )

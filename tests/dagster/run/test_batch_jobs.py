@@ -387,6 +387,27 @@ def test_removed_partition_does_not_block_others(instance: dg.DagsterInstance, p
     assert tick(sensor, instance, defs) == "answers [a]: its jobs have ended, but there is no partition 'a' any more."
 
 
+def test_asset_without_partitions_is_continued_after_a_run_of_a_partition(
+    instance: dg.DagsterInstance, provider: NightlyProvider
+) -> None:
+    """A job may have both kinds of assets; whether both wait, or only that without partitions."""
+    parts = dg.StaticPartitionsDefinition(["a", "b"])
+    parted = asked(2 * ROWS, name="parted", partitions_def=parts)
+    sensor = batch_sensor()
+    defs = definitions(provider, answers, parted, sensor=sensor)
+    both = {"instance": instance, "partition_key": "a", "tags": {"team": "a"}}
+    defs.resolve_implicit_global_asset_job_def().execute_in_process(**both)
+    provider.end_all()
+    (request,) = as_requests(tick(sensor, instance, defs))
+    assert request.partition_key == "a"
+    assert set(request.asset_selection or ()) == {answers.key, parted.key}
+    run(instance, provider, parted, partition_key="a")
+    (request,) = as_requests(tick(sensor, instance, defs))
+    assert request.partition_key is None
+    assert request.asset_selection == [answers.key]
+    assert run(instance, provider, tags=request.tags).asset_materializations_for_node("answers")
+
+
 @pytest.mark.filterwarnings("ignore:Parameter `backfill_policy`")
 def test_a_run_of_several_partitions_is_repeated_as_one(
     instance: dg.DagsterInstance, provider: NightlyProvider
