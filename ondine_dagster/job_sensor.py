@@ -77,8 +77,8 @@ def batch_sensor(
     Raises:
         ConfigError: An argument is not valid.
     """
-    keys = (resource_keys,) if isinstance(resource_keys, str) else tuple(resource_keys)
-    if not all(isinstance(key, str) and key.isidentifier() for key in keys):
+    keys = (resource_keys,) if isinstance(resource_keys, str) else resource_keys
+    if not isinstance(keys, Sequence) or not all(isinstance(key, str) and key.isidentifier() for key in keys):
         raise ConfigError(f"resource_keys={resource_keys!r} must be the key of a resource, such as 'llm', or several.")
     if not is_whole(minimum_interval_seconds, 1):
         raise ConfigError(f"minimum_interval_seconds={minimum_interval_seconds!r} must be a whole number from 1.")

@@ -63,6 +63,8 @@ def spend_report(
         raise ConfigError(f"days={days!r} must be a whole number from 1 to {_MAX_DAYS:,}, or None for all days.")
     if frame not in get_args(Frame):
         raise ConfigError(f"frame={frame!r}; valid are 'pandas', 'polars' and 'pyarrow'.")
+    if not isinstance(resource_key, str):
+        raise ConfigError(f"resource_key={resource_key!r} must be the key of a resource, such as 'llm'.")
     if find_spec(frame) is None:
         raise ConfigError(f"frame={frame!r} needs the package {frame}: pip install {frame}, or name another frame.")
 

@@ -18,6 +18,7 @@ from ondine_core.providers.pricing import Price
 from ondine_core.store import Durability, parse_address
 from ondine_core.telemetry.registry import ObserverSpec, check_observers
 from ondine_core.types.clock import Clock
+from ondine_core.types.field_types import find_misfit
 from ondine_core.types.ledger import Origin
 from ondine_core.types.numbers import is_positive
 from ondine_core.types.progress import Progress
@@ -98,6 +99,10 @@ class Options:
             raise ConfigError(
                 f"store={self.store!r} is not a store; give a path, a postgresql:// URL, ':memory:' or an open store."
             )
+
+        misfit = find_misfit(self, skip=("store", "max_cost_usd"))
+        if misfit:
+            raise ConfigError(misfit)
 
     def _check_types(self) -> None:
         kinds: dict[str, type] = {"policy": Policy, "rates": Rates, "origin": Origin}

@@ -11,6 +11,7 @@ from ondine_core.batching.calibration import CalibrationPlan
 from ondine_core.batching.strategy import STRATEGIES, BatchStrategy
 from ondine_core.errors import ConfigError
 from ondine_core.limits.retry import RetryPolicy
+from ondine_core.types.field_types import find_misfit
 from ondine_core.types.numbers import is_number, is_whole
 from ondine_core.types.values import OnMissing, RetriedReason
 
@@ -90,6 +91,9 @@ class Policy:
         if self.on_missing not in get_args(OnMissing):
             raise ConfigError(f"on_missing={self.on_missing!r} must be 'skip', 'fail' or 'ask'.")
         self._check_types()
+        misfit = find_misfit(self)
+        if misfit:
+            raise ConfigError(misfit)
 
     def _check_types(self) -> None:
         if self.context_window is not None and not is_whole(self.context_window, 1):

@@ -52,6 +52,8 @@ class RateLimiter:
     """
 
     def __init__(self, name: str, rates: Rates, store: AnswerStore, clock: Clock | None = None) -> None:
+        if not isinstance(rates, Rates):
+            raise ConfigError(f"rates={rates!r} must be Rates(...).")
         clock = clock or Clock()
         self._what, self._name = name, f"rate:{name}"
         self._rates, self._bursts = rates.per_second, rates.bursts
@@ -77,6 +79,8 @@ class RateLimiter:
         """
         if not is_number(tokens, 0):
             raise ConfigError(f"tokens={tokens!r} must be a number of tokens, 0 or more.")
+        if timeout_s is not None and not is_number(timeout_s, 0, math.inf):
+            raise ConfigError(f"timeout_s={timeout_s!r} must be a number of seconds, 0 or more, or None.")
         until = math.inf if timeout_s is None else self._now() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -132,6 +136,8 @@ class RateLimiter:
 
         After a hold-off the bucket starts empty; overlapping hold-offs use the longest.
         """
+        if not is_number(seconds, 0, math.inf):
+            raise ConfigError(f"seconds={seconds!r} must be a number of seconds, 0 or more.")
 
         def step(queue: Queue, now: float) -> Queue:
             until = now + min(seconds, MAX_HOLD_OFF_S)

@@ -75,7 +75,9 @@ def preset(name: str, presets: Mapping[str, ModelSpec] | None = None, /, **chang
         ConfigError: There is no such preset or field, or a value is not valid.
     """
     known = PRESETS if presets is None else presets
-    if name not in known:
+    if not isinstance(known, Mapping):
+        raise ConfigError(f"The presets of a preset are a {type(known).__name__}; give what load_presets returned.")
+    if name not in tuple(known):  # which also takes what no mapping could have as a key
         meant = did_you_mean(str(name), known, 3)
         raise ConfigError(f"There is no preset {name!r}.{meant} The presets are {', '.join(known)}.")
     return change(known[name], changes, f"preset {name!r}")

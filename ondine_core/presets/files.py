@@ -33,6 +33,8 @@ def load_presets(path: str | Path) -> Mapping[str, ModelSpec]:
     Raises:
         ConfigError: The file cannot be read, or is not such a file, or holds a key; the message says where.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"The path of a file of presets is a {type(path).__name__}; give a text.")
     presets = {}
     for name, given in _read(Path(path)).items():
         where = f"{str(path)!r}: preset {name!r}"

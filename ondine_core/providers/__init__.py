@@ -30,6 +30,8 @@ def connect(spec: ModelSpec) -> ChatModel:
         ConfigError: The provider is unknown, its key or address is missing, it knows no such setting, the model has
             no such price tier, a field is not valid, or `params` has what is decided elsewhere.
     """
+    if not isinstance(spec.model, str):
+        raise ConfigError(f"model is a {type(spec.model).__name__}; write provider/name, as in 'openai/gpt-4o-mini'.")
     check_fields(spec)
     check_text((spec.model, spec.base_url or ""), "model")
     if storable_text(spec.api_key or "") != (spec.api_key or ""):

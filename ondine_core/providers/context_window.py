@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from ondine_core.errors import ConfigError
 from ondine_core.providers.media_limits import MediaLimits
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens
 from ondine_core.providers.wire_text import utf8_length
@@ -31,6 +32,8 @@ def get_context_limit(model: str) -> int | None:
     For many models the file means prompt and reply together, for some the prompt alone. It is taken for both together,
     which never promises room that is not there.
     """
+    if not isinstance(model, str):
+        raise ConfigError(f"model is a {type(model).__name__}; write provider/name, as in 'openai/gpt-4o-mini'.")
     entry = find_entry(model) or {}
     # Old entries have but one figure, which the file's legend says to take instead.
     return _whole(entry.get("max_input_tokens")) or _whole(entry.get("max_tokens"))

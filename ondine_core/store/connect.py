@@ -20,6 +20,7 @@ from ondine_core.store.database import Database, Durability
 from ondine_core.store.postgres import PostgresDatabase
 from ondine_core.store.schema import migrate
 from ondine_core.store.sqlite import SqliteDatabase
+from ondine_core.types.numbers import is_number
 
 _WRAPPING = " \t\r\n\v\f\xa0\ufeff\u200b\u2060\"'`;\u2018\u2019\u201c\u201d"
 """Blanks, byte order marks and quotes, which env files, shells and copying leave around a value."""
@@ -146,6 +147,8 @@ def connect(
     `open_store` explains the arguments; with `create`, what is not there is made.
     """
     address = parse_address(path_or_url)
+    if not is_number(wait_timeout_s, 0):
+        raise ConfigError(f"wait_timeout_s={wait_timeout_s!r} must be a number of seconds, 0 or more.")
     database: Database
     if address.kind == "file":
         database = SqliteDatabase(address.text, durability=durability, wait_timeout_s=wait_timeout_s, create=create)

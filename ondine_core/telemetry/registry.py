@@ -7,7 +7,7 @@ declared, not when the run starts.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -47,6 +47,8 @@ def register_observer(name: str) -> Callable[[Factory], Factory]:
         ... def open_print(*, prefix: str = "") -> Observer:
         ...     return lambda event: print(prefix, event)
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"The name of an observer is a {type(name).__name__}; give a text.")
 
     def register(factory: Factory) -> Factory:
         _FACTORIES[name] = factory
@@ -57,7 +59,7 @@ def register_observer(name: str) -> Callable[[Factory], Factory]:
 
 def check_observers(specs: Sequence[ObserverSpec]) -> None:
     """Check that every observer is known, and takes the options it is given."""
-    if isinstance(specs, str | Mapping):
+    if isinstance(specs, str | Mapping) or not isinstance(specs, Iterable):
         raise ConfigError(f"observers={specs!r} must be a sequence, such as [{specs!r}].")
     for spec in specs:
         if isinstance(spec, str | Mapping):

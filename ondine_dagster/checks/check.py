@@ -72,6 +72,8 @@ class Check(ABC):
     def __post_init__(self) -> None:
         if not isinstance(self.blocking, bool):
             raise ConfigError(f"blocking={self.blocking!r} must be true or false.")
+        if not isinstance(self.name, str | None):
+            raise ConfigError(f"name={self.name!r} of a check must be a text, or None.")
 
     @property
     def named_columns(self) -> tuple[str, ...] | None:
@@ -112,6 +114,8 @@ def as_names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """The argument `columns` of a check as names."""
     if columns is None:
         return None
+    if not isinstance(columns, Sequence):
+        raise ConfigError(f"columns={columns!r} of a check must be names of output columns.")
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 

@@ -31,9 +31,14 @@ class StrictConfig(dg.Config):
         return given
 
 
-def plain_texts(given: Mapping[str, Any]) -> dict[str, str]:
-    """The fields that were given as texts, without an `EnvVar`, which is a text as well but has only a name."""
-    return {name: value for name, value in given.items() if type(value) is str}
+def plain_texts(given: Any) -> dict[str, str]:
+    """The fields that were given as texts, without an `EnvVar`, which is a text as well but has only a name.
+
+    What is no mapping has none; Pydantic refuses it.
+    """
+    return {
+        name: value for name, value in dict(given if isinstance(given, Mapping) else ()).items() if type(value) is str
+    }
 
 
 _ELSEWHERE = {

@@ -197,6 +197,7 @@ def test_missing_store_is_an_error(tmp_path: Path) -> None:
         ({"days": "7"}, "days='7'"),
         ({"days": 1.5}, "days=1.5"),
         ({"frame": "list"}, "frame='list'"),
+        ({"resource_key": ["llm"]}, "must be the key of a resource"),
     ],
 )
 def test_arguments_are_checked_when_the_definitions_load(arguments: Any, complaint: str) -> None:

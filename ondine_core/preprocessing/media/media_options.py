@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ondine_core.errors import ConfigError
+from ondine_core.types.field_types import find_misfit
 from ondine_core.types.numbers import is_positive
 from ondine_core.types.values import Json
 
@@ -64,6 +65,9 @@ class MediaOptions:
         for name in ("as_text", "keep_metadata", "fetch", "allow_private", "check_model"):
             if not isinstance(getattr(self, name), bool):  # a text such as "no" would turn it on
                 raise ConfigError(f"media: {name}={getattr(self, name)!r} must be True or False.")
+        misfit = find_misfit(self)
+        if misfit:
+            raise ConfigError(misfit)
         if self.pages is not None:
             self.page_range()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -53,6 +53,8 @@ class Sanitizer:
             raise ConfigError(
                 f"The salt is too short to be secret; give a text of at least {_SHORTEST_SALT} characters."
             )
+        if not isinstance(self.rules, Iterable):
+            raise ConfigError(f"rules={self.rules!r} must be a list of names.")
         names = [self.rules] if isinstance(self.rules, str) else list(self.rules)
         unknown = [name for name in names if not isinstance(name, str) or name.upper() not in RULE_NAMES]
         if unknown:

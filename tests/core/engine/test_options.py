@@ -1,11 +1,37 @@
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ondine_core import ConfigError, Options, Policy
-from ondine_core.store import open_store
+from ondine_core import (
+    BudgetLimit,
+    Clock,
+    ConfigError,
+    MediaOptions,
+    ModelSpec,
+    Options,
+    Origin,
+    Policy,
+    Price,
+    Rates,
+    Sanitizer,
+    ScriptedModel,
+    load_presets,
+    open_store,
+    preset,
+)
+from ondine_core.limits.budget import Budget
+from ondine_core.limits.rate_limiter import RateLimiter
+from ondine_core.preprocessing.cleaning import truncate
+from ondine_core.providers import connect
+from ondine_core.providers.context_window import get_context_limit
+from ondine_core.telemetry import register_observer
 
 
 @pytest.mark.parametrize("store", [None, 5, b"answers.db", ["answers.db"]], ids=repr)
@@ -24,6 +50,50 @@ def test_store_is_a_path_or_an_open_store(tmp_path: Path) -> None:
         assert Options(store=store).store is store
     assert Options(store=tmp_path / "answers.db").store == tmp_path / "answers.db"
     assert Options(store="answers.db").store == "answers.db"
+
+
+async def hold_back(**arguments: Any) -> None:
+    """Use a rate limiter."""
+    with open_store(":memory:") as store:
+        limiter = RateLimiter("name", arguments.get("rates", Rates()), store)
+        await limiter.hold_off(arguments.get("seconds", 0.0))
+        await limiter.acquire(1, arguments.get("timeout_s"))
+
+
+CALLED_WITH: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
+    "Options": (Options, {"on_progress": 5, "observers": 5, "clock": 5, "progress_bar": "no", "lease": 5}),
+    "Origin": (lambda **given: Options(origin=Origin(**{"run": "r", **given})), {"run": 5, "partition": None}),
+    "Clock": (lambda **given: Options(clock=Clock(**given)), {"now": 5, "rng": 5}),
+    "Policy": (Policy, {"strategy": "json"}),
+    "BudgetLimit": (partial(BudgetLimit, Decimal(1)), {"name": ["a"]}),
+    "Price": (partial(Price, *[Decimal(0)] * 3), {"beyond": (5,), "per_request": None}),
+    "MediaOptions": (MediaOptions, {"root": 5, "pages": 3}),
+    "Sanitizer": (Sanitizer, {"rules": 5}),
+    "truncate": (partial(truncate, 50), {"mark": 5, "model": b"m"}),
+    "ScriptedModel": (partial(ScriptedModel), {"answers": 5, "latency_s": "x", "faults": [5], "sleep": 5}),
+    "RateLimiter": (lambda **given: asyncio.run(hold_back(**given)), {"rates": 5, "seconds": "x"}),
+    "acquire": (lambda **given: asyncio.run(hold_back(**given)), {"timeout_s": "x"}),
+    "Budget": (lambda **given: Budget(**{"cap": 5, "run": "r", "store": None, **given}), {"cap": 5}),
+    "connect": (lambda model: connect(ModelSpec(model)), {"model": 5}),
+    "open_store": (partial(open_store, ":memory:"), {"wait_timeout_s": "x"}),
+    "preset": (lambda **given: preset(given["name"]), {"name": ["a"]}),
+    "load_presets": (load_presets, {"path": 5}),
+    "get_context_limit": (get_context_limit, {"model": 5}),
+    "register_observer": (register_observer, {"name": ["a"]}),
+}
+
+
+@pytest.mark.parametrize(
+    ("called", "name", "value"),
+    [(called, name, value) for called, (_, given) in CALLED_WITH.items() for name, value in given.items()],
+    ids=str,
+)
+def test_argument_of_another_type_is_a_config_error_with_the_type(called: str, name: str, value: Any) -> None:
+    """It is raised where the argument is given, and not by what uses it later."""
+    base = {"answers": {"": "ok"}} if called == "ScriptedModel" else {}
+    with pytest.raises(ConfigError, match=type(value).__name__ + "|" + re.escape(repr(value))) as caught:
+        CALLED_WITH[called][0](**{**base, name: value})
+    assert "object" not in str(caught.value)
 
 
 @pytest.mark.parametrize("durability", ["disk", "", None])

@@ -60,6 +60,8 @@ def test_an_enum_of_lists_has_no_distribution() -> None:
         (ErrorRateCheck(max_rate=0.1, name="too many"), "name 'too many'"),
         (NullRateCheck(max_rate=0.1, columns="topics"), "about 'topics'.*'topic'"),
         (NullRateCheck(max_rate=0.1, columns=[]), "names no columns"),
+        (NullRateCheck(max_rate=0.1, columns=5), "columns=5 of a check must be names"),
+        ({"type": "error_rate", "max_rate": 0.1, "name": 5}, "name=5 of a check must be a text"),
         (CostPerRowCheck(max_usd=0), "max_usd=0 "),
         (DriftCheck(column="summary", max_distance=0.1), "'summary' has no closed set"),
         (DriftCheck(column="moods", max_distance=0.1), "about 'moods'"),

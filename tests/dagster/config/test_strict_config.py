@@ -107,6 +107,15 @@ def test_invalid_budget_is_refused_when_written(given: dict[str, Any], complaint
     assert complaint in str(caught.value)
 
 
+@pytest.mark.parametrize("budget", [5, None, "b"])
+def test_budget_that_is_no_budget_is_refused_when_written(budget: Any) -> None:
+    """In Pydantic's words, with its place in the list."""
+    with pytest.raises(
+        ValidationError, match=r"budgets\.0\n  Input should be a valid dictionary or instance of Shared"
+    ):
+        LLMResource(model=MODEL, budgets=[budget])
+
+
 def test_variables_are_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable is validated when it is read."""
     llm = LLMResource(model=dg.EnvVar("ODD_MODEL"), base_url=dg.EnvVar("ODD_URL"))

@@ -568,6 +568,7 @@ def test_the_model_of_the_launchpad_is_polled(instance: dg.DagsterInstance, prov
     ("arguments", "message"),
     [
         ({"resource_keys": [1]}, "must be the key of a resource"),
+        ({"resource_keys": 5}, "must be the key of a resource"),
         ({"minimum_interval_seconds": 0}, "must be a whole number from 1"),
         ({"minimum_interval_seconds": "60"}, "must be a whole number from 1"),
         ({"target": 7}, "must be keys of assets"),

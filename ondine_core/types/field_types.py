@@ -1,0 +1,92 @@
+"""Whether the values that a user gave to a dataclass have the types that it declares.
+
+Ranges, and what else makes a value valid, are for the class itself. A list is taken where a tuple is declared, and any
+number where a certain kind is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from decimal import Decimal
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_NAMES: Mapping[Any, str] = {
+    NoneType: "None",
+    bool: "True or False",
+    str: "a text",
+    bytes: "bytes",
+    int: "a whole number",
+    float: "a number",
+    Decimal: "a Decimal",
+    Callable: "a function",
+    Any: "any value",
+}
+_NUMBERS: Mapping[Any, tuple[type, ...]] = {int: (Integral,), float: (Real, Decimal), Decimal: (Real, Decimal)}
+
+
+def find_misfit(owner: Any, skip: Collection[str] = ()) -> str | None:
+    """Say which field of a dataclass has a value of another type than it declares; `None` if all but `skip` fit.
+
+    The value is not named, since it may be secret. Fields that are dataclasses without a check of their own are
+    checked, too.
+    """
+    hints: Mapping[str, Any] = _hints(owner.__class__)
+    for field in fields(owner):
+        if not field.init or field.name in skip:
+            continue
+        value, hint = getattr(owner, field.name), hints[field.name]
+        if not _fits(value, hint):
+            return f"{field.name} of {type(owner).__name__} is a {type(value).__name__}; give {_describe(hint)}."
+        if is_dataclass(value) and not hasattr(value, "__post_init__"):
+            misfit = find_misfit(value)
+            if misfit is not None:
+                return misfit
+    return None
+
+
+@cache
+def _hints(owner: Any) -> Mapping[str, Any]:
+    return get_type_hints(owner)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, parts = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Callable:
+        return callable(value)
+    if origin in _NUMBERS:
+        return isinstance(value, _NUMBERS[origin]) and not isinstance(value, bool)
+    if parts:
+        return value in parts if origin is Literal else _holds(value, origin, parts)
+    is_checked = isinstance(origin, type) and origin is not Any and not getattr(origin, "_is_protocol", False)
+    return isinstance(value, origin) if is_checked else True
+
+
+def _holds(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
+    """Whether `value` is a mapping, a tuple of certain items, or any number of items of one type."""
+    if issubclass(origin, Mapping) or not issubclass(origin, Iterable):
+        return isinstance(value, origin)
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        return False
+    if origin is tuple and ... not in parts:
+        return isinstance(value, list | tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    # The items of an iterator are there only once.
+    return not isinstance(value, Collection) or all(_fits(one, parts[0]) for one in value)
+
+
+def _describe(hint: Any) -> str:
+    origin, parts = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_describe, parts)))
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin in _NAMES:
+        return _NAMES[origin]
+    if parts and not issubclass(origin, Mapping):
+        return f"a list, each of it {_describe(parts[0])}"
+    return "a mapping" if parts else f"{origin.__name__}(...)"
