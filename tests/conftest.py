@@ -32,6 +32,11 @@ for key in [name for name in os.environ if name.endswith("_API_KEY") or name.sta
     del os.environ[key]
 
 
+def pytest_collection_finish() -> None:
+    """Exempt what is imported and collected from the collections that tests and pytest request: 0.4 s for each."""
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run files with slow tests first, so that with several processes none is left running alone at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

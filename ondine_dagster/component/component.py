@@ -8,7 +8,8 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Self, get_args
 
@@ -89,7 +90,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
     def model(cls) -> type[BaseModel]:
         """The attributes in YAML, with the descriptions that they have in Python."""
         written = super().model()
-        docstrings = _docstrings(Arguments) | _docstrings(LLMAssetComponent)
+        docstrings = {**_docstrings(Arguments), **_docstrings(LLMAssetComponent)}
         undescribed = [
             name for name, field in written.model_fields.items() if name in docstrings and not field.description
         ]
@@ -160,7 +161,8 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
         return own_resource_key(self.get_asset_spec().key)
 
 
-def _docstrings(declared: type) -> dict[str, str]:
+@cache
+def _docstrings(declared: type) -> Mapping[str, str]:
     """The docstrings of the attributes of a class, read when YAML is: at import they would cost every step time."""
     (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(declared))).body
     body = parsed.body if isinstance(parsed, ast.ClassDef) else []
