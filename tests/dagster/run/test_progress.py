@@ -24,6 +24,7 @@ class Step:
     run: Any = field(default_factory=lambda: SimpleNamespace(run_id="r"))
     instance: Any = field(default_factory=lambda: SimpleNamespace(get_run_by_id=lambda _: None))
     has_partition_key: bool = False
+    has_partition_key_range: bool = False
 
     @property
     def log(self) -> Any:
