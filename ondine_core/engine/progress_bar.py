@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from math import inf
 from shutil import get_terminal_size
@@ -14,6 +14,8 @@ from typing import Any, TextIO
 from ondine_core.types.progress import Progress
 
 _REDRAWN_S = 0.1
+_GONE = (OSError, ValueError)
+"""What drawing raises when the terminal, or the reader of a pipe, is gone, or the stream is closed; the run goes on."""
 _FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rows [{elapsed}{postfix}]"
 
 
@@ -28,7 +30,7 @@ def progress_bar(
     stream = sys.stderr if stream is None else stream
     notebook = _is_jupyter() if in_jupyter is None else in_jupyter
     if wanted is None:
-        wanted = notebook or (stream is not None and not stream.closed and stream.isatty())
+        wanted = notebook or _is_terminal(stream)
     if stream is None or not wanted:  # None: it is closed
         yield lambda _: None
         return
@@ -37,20 +39,27 @@ def progress_bar(
 
     def show(progress: Progress) -> None:
         nonlocal bar, drawn
-        if bar is None:
-            bar = _new_bar(progress.rows_total, stream, notebook=notebook)
-        bar.set_postfix_str(progress_figures(progress), refresh=False)
-        bar.n = progress.rows_done
-        if monotonic() - drawn >= _REDRAWN_S:
-            bar.refresh()
-            drawn = monotonic()
+        if drawn == inf:
+            return
+        try:
+            if bar is None:
+                bar = _new_bar(progress.rows_total, stream, notebook=notebook)
+            bar.set_postfix_str(progress_figures(progress), refresh=False)
+            bar.n = progress.rows_done
+            if monotonic() - drawn >= _REDRAWN_S:
+                bar.refresh()
+                drawn = monotonic()
+        except _GONE:
+            drawn = inf
 
     try:
         yield show
     finally:
         if bar is not None:
-            bar.refresh()
-            bar.close()
+            with suppress(*_GONE):
+                bar.refresh()
+            with suppress(*_GONE):
+                bar.close()
 
 
 def progress_figures(progress: Progress) -> str:
@@ -65,6 +74,14 @@ def progress_figures(progress: Progress) -> str:
     if progress.spend.usd is not None:
         parts.append(f"{'at most ' if progress.spend.at_most_calls else ''}${progress.spend.usd:.4f}")
     return ", ".join(parts)
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether `stream` is an open terminal; programs replace stderr by objects that can be written to and no more."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, *_GONE):
+        return False
 
 
 def _new_bar(rows: int, stream: TextIO, *, notebook: bool) -> Any:

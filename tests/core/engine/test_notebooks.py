@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import pandas as pd
 import polars as pl
@@ -271,3 +271,38 @@ print(enrich_sync({"t": ["1"]}, prompt="{t}", output={"a": str}, model=model, op
     command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)} 2>&-"
     ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, timeout=60)  # noqa: S602
     assert ended.stdout == "['x']\n"
+
+
+def test_run_goes_on_without_its_bar_when_the_terminal_is_gone() -> None:
+    """As when a session is closed while a script runs, or the reader of a pipe ends."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    shown = []
+    with progress_bar(True, Gone(), in_jupyter=False) as show:
+        for done in range(3):
+            show(Progress(10, done, 0, 0, Spend(), 2.0))
+            shown.append(done)
+    assert shown == [0, 1, 2]
+
+
+def test_standard_error_may_be_an_object_that_can_only_be_written_to() -> None:
+    """Programs replace it by a log, for instance; then there is no bar unless one is requested."""
+
+    class Log:
+        written = ""
+
+        def write(self, text: str) -> None:
+            self.written += text
+
+        def flush(self) -> None:
+            """Nothing is kept back."""
+
+    silent, shown = Log(), Log()
+    for wanted, log in ((None, silent), (True, shown)):
+        with progress_bar(wanted, cast("TextIO", log), in_jupyter=False) as show:
+            show(HALF)
+    assert silent.written == ""
+    assert "5/10 rows" in shown.written
