@@ -277,7 +277,7 @@ def test_run_goes_on_without_its_bar_when_the_terminal_is_gone() -> None:
     """As when a session is closed while a script runs, or the reader of a pipe ends."""
 
     class Gone(io.StringIO):
-        def write(self, text: str) -> int:
+        def write(self, _: str) -> int:
             raise BrokenPipeError
 
     shown = []
