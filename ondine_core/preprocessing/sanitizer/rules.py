@@ -93,6 +93,10 @@ _PHONE_HINTS = (
 )
 _PHONE_LINKS = "[ :.=#-]|number|num|nr|no|me|us|him|her|is|at|on|under|my|our|ist|es|est|al|ao|le"
 
+FILE_SUFFIXES = ("vue", "svelte", "js", "jsx", "ts", "tsx", "css", "scss", "html", "json")
+"""Endings of files that are no top-level domain."""
+_NO_FILE = rf"(?!(?:{'|'.join(FILE_SUFFIXES)})(?![{_LETTERS}0-9-]))"
+
 RULES: tuple[Rule, ...] = (
     Rule("API_KEY", f"(?<![0-9A-Za-z])(?:{'|'.join(_KEYS.values())})", hints=tuple(_KEYS)),
     Rule(
@@ -128,11 +132,11 @@ RULES: tuple[Rule, ...] = (
         hints=("@", "%40"),
     ),
     # Without blanks between words, the words before an address are part of it. A label has letters of one kind, so that
-    # `a@b.com` ends where a word of another script follows.
+    # `a@b.com` ends where a word of another script follows. A name of a file with an `@` before it is no address.
     Rule(
         "EMAIL",
         rf"(?:(?<![{_ANY_NAME}])[{_ANY_NAME}]++(?<=[{_OTHER_LETTERS}])|(?<![{_IN_NAME}])[{_IN_NAME}]++)@"
-        rf"(?:(?:[{_LETTERS}0-9-]{{1,63}}+|[{_OTHER_LETTERS}0-9-]{{1,63}}+)[.]){{1,30}}"
+        rf"(?:(?:[{_LETTERS}0-9-]{{1,63}}+|[{_OTHER_LETTERS}0-9-]{{1,63}}+)[.]){{1,30}}{_NO_FILE}"
         rf"(?:xn--[0-9a-z-]{{2,59}}|[{_LETTERS}]{{2,24}}|[{_OTHER_LETTERS}]{{2,24}})",
         hints=("@",),
         needs=f"@(?:(?<=[{_OTHER_LETTERS}]@)|[{_LETTERS}0-9.-]{{0,253}}+[{_OTHER_LETTERS}])",

@@ -8,12 +8,14 @@ import re
 import time
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from ondine_core import ConfigError
 from ondine_core.preprocessing.sanitizer import RULE_NAMES, Sanitizer
 from ondine_core.preprocessing.sanitizer.check_digits import IBAN_LENGTHS
 from ondine_core.preprocessing.sanitizer.finding import find
+from ondine_core.preprocessing.sanitizer.rules import FILE_SUFFIXES
 from tests.support.growth import grows_no_faster_than_its_text
 from tests.support.pii import corpus, scores
 
@@ -75,6 +77,8 @@ def test_the_guide_has_the_figures_of_the_corpus() -> None:
         ("请发邮件到user@example.com谢谢", [("EMAIL", "user@example.com")]),
         ("user@example.com으로 보내 주세요", [("EMAIL", "user@example.com")]),
         ("发到user@例子.中国", [("EMAIL", "user@例子.中国")]),
+        ("写在山田@mail.vuex.com里@App.vue", [("EMAIL", "写在山田@mail.vuex.com")]),
+        ("写在@json.com", [("EMAIL", "写在@json.com")]),
         ("感谢@张三。你好。价格12@15.5元。コメント@1.2倍", []),
         ("DE89 3704 0044\r\n0532 0130 00\r\nBank", [("IBAN", "DE89 3704 0044\r\n0532 0130 00")]),
         ("0612345678", [("PHONE", "0612345678")]),
@@ -90,6 +94,12 @@ def test_the_guide_has_the_figures_of_the_corpus() -> None:
 def test_a_datum_is_found_whole_and_alone(text: str, found: list[tuple[str, str]]) -> None:
     """Its surroundings are not part of it, and of overlapping rules the first names the finding."""
     assert texts(text) == found
+
+
+def test_no_ending_of_a_file_is_a_top_level_domain() -> None:
+    """An address that ends in one would not be found."""
+    domains = Path(hypothesis.__file__).with_name("vendor") / "tlds-alpha-by-domain.txt"
+    assert set(domains.read_text(encoding="ascii").lower().split()).isdisjoint(FILE_SUFFIXES)
 
 
 DATA = {
