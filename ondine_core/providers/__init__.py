@@ -13,7 +13,7 @@ from importlib import import_module
 from ondine_core.errors import ConfigError
 from ondine_core.providers.model_data import provider_names
 from ondine_core.providers.openai_servers import SERVERS
-from ondine_core.providers.pricing import find_entry
+from ondine_core.providers.pricing import find_entry, find_sent_name
 from ondine_core.providers.settings import check_fields, check_params
 from ondine_core.providers.tiers import check_tier
 from ondine_core.providers.wire_text import check_text, storable_text
@@ -41,7 +41,7 @@ def connect(spec: ModelSpec) -> ChatModel:
     provider, slash, name = spec.model.partition("/")
     if slash and name and (provider in _DIALECTS or provider in provider_names()):
         module, _, function = _DIALECTS.get(provider, _ANY_OTHER).partition(":")
-        model: ChatModel = getattr(import_module(f"{__name__}.{module}"), function)(spec, name)
+        model: ChatModel = getattr(import_module(f"{__name__}.{module}"), function)(spec, find_sent_name(spec))
         return model
     raise ConfigError(
         f"model={spec.model!r} is not understood.{_suggest(spec.model)} Write provider/name, where provider is one of "

@@ -40,6 +40,13 @@ _HALF_IN_BATCHES: Mapping[str, bool] = {
 """Providers that document half of the list price for a batch job, and whether also for what is read from the cache."""
 _HALVED = re.compile(r"(?:input|output|cache_\w+_input)_(?:cost_per_(?:reasoning_)?token|token_cost)(?:_above_\w+)?")
 _ONE_HOUR = re.compile(r"\b1h\b|\b3600\b")
+_ALIAS = "alias_of"
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "bedrock": ("bedrock_converse",),
+    "vertex_ai": ("vertex_ai-",),
+    "cohere": ("cohere_chat",),
+}
+"""How the data file begins the names of providers of which it has several, by the name under which all are called."""
 _SEARCHES = ("web_search_options", "search_parameters", "enable_search", "plugins")
 _PAID_TOOL = re.compile(r"search|code_interpreter|code_execution|grounding|url_context", re.IGNORECASE)
 _BEYOND = re.compile(rf"(?:{_INPUT}|{_OUTPUT}|{_CACHED}|{_CACHE_WRITE})_above_(\d+)k_tokens")
@@ -231,13 +238,37 @@ def find_max_output_tokens(model: str) -> int | None:
 
 
 def find_entry(model: str) -> Mapping[str, Any] | None:
-    """What the data file says of `model`, named as in `openai/gpt-4o-mini`; `None` when it does not know it."""
+    """What the data file says of `model`, named as in `openai/gpt-4o-mini`; `None` when it does not know it.
+
+    A name for the latest model of a family stands for the model that it means.
+    """
+    listed = _listed_name(model)
+    return None if listed is None else model_facts()[listed]
+
+
+def find_sent_name(spec: ModelSpec) -> str:
+    """The name by which a request asks for the model of `spec`.
+
+    litellm's names for the latest model of a family (`openai/gpt-sol-latest`) are not the provider's. Deployments of
+    Azure and models of a server at an address of the user's have names of their own.
+    """
+    provider, _, name = spec.model.partition("/")
+    listed = None if provider == "azure" or spec.base_url is not None else _listed_name(spec.model)
+    return name if listed is None or listed == spec.model else listed.removeprefix(f"{provider}/")
+
+
+def _listed_name(model: str) -> str | None:
+    """The name of `model` in the data file."""
     provider, _, name = model.partition("/")
     models = model_facts()
-    if not name or model in models:
-        return models.get(model) if name else None
-    # The map names OpenAI's own models without the provider; another provider's model of that name is not the same.
-    return models[name] if models.get(name, {}).get("litellm_provider") == provider else None
+    if not name:
+        return None
+    if model in models:
+        return str(models[model].get(_ALIAS, model))
+    listed = str(models.get(name, {}).get(_ALIAS, name))
+    # The file names some models without the provider; another provider's model of that name is not the same.
+    owner = models.get(listed, {}).get("litellm_provider")
+    return listed if owner is not None and (owner == provider or owner.startswith(_PARTS.get(provider, ()))) else None
 
 
 def _by_length(entry: Mapping[str, Any]) -> Iterator[tuple[int, Price]]:

@@ -10,6 +10,7 @@ from importlib import import_module
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.job_api import JobApi
+from ondine_core.providers.pricing import find_sent_name
 from ondine_core.providers.settings import check_params
 from ondine_core.providers.tiers import JOB_PROVIDERS
 from ondine_core.providers.wire_text import check_text
@@ -29,7 +30,7 @@ def connect_jobs(spec: ModelSpec) -> JobApi:
     check_text((spec.model, spec.base_url or ""), "model")
     check_params(spec)
     module, _, function = _DIALECTS[provider].partition(":")
-    api: JobApi = getattr(import_module(f"{__name__}.{module}"), function)(spec, name)
+    api: JobApi = getattr(import_module(f"{__name__}.{module}"), function)(spec, find_sent_name(spec))
     return api
 
 

@@ -27,9 +27,11 @@ from ondine_core.providers.model_data import (
 )
 
 _LITELLM_ENCODINGS = "litellm_core_utils/tokenizers"
+_NO_MODELS = ("sample_spec", "fallback_generalizations")
 _MODES = ("chat", "completion", "responses", None)
 _USED = re.compile(
     r".*cost.*|max_.*|.*pricing|litellm_provider|mode|deprecation_date|supports_\w+|thinking_\w+|prompt_cache_\w+"
+    r"|alias_of"
 )
 _TOKENIZERS = (
     "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",  # cl100k_base; the name is the hash of the address tiktoken asks
@@ -62,7 +64,7 @@ def select(models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     return {
         name: {key: fact for key, fact in facts.items() if _USED.fullmatch(key)}
         for name, facts in sorted(models.items())
-        if facts.get("mode") in _MODES and name != "sample_spec"
+        if facts.get("mode") in _MODES and name not in _NO_MODELS
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ondine_core import Call, ConfigError, ModelSpec
 from ondine_core.providers import connect
+from ondine_core.providers.model_data import model_facts
 from ondine_core.providers.openai_servers import SERVERS
 from ondine_core.types.values import Message
 from tests.support.asking import one_call
@@ -168,6 +169,11 @@ def sent(model: str, monkeypatch: pytest.MonkeyPatch, call: Call = HELD, **setti
             monkeypatch.setenv(variable, provider.base_url if variable in server.addresses else KEY)
         one_call(connect(ModelSpec(model, settings=settings)), call=call)
     return provider.ledger.requests[0].body
+
+
+def test_litellms_name_for_the_latest_model_is_sent_as_the_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider knows the model and not the alias."""
+    assert sent("openai/gpt-sol-latest", monkeypatch)["model"] == model_facts()["gpt-sol-latest"]["alias_of"]
 
 
 def test_gemini_is_asked_by_its_openai_compatible_address() -> None:

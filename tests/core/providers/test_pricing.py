@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.providers.pricing import FREE, Price, find_entry, find_price
-from ondine_core.types.values import Usage
+from ondine_core.providers.model_data import model_facts
+from ondine_core.providers.pricing import FREE, Price, find_entry, find_price, find_sent_name
+from ondine_core.types.values import ModelSpec, Usage
 
 PRICE = Price(Decimal("0.15e-6"), Decimal("0.6e-6"), Decimal("0.075e-6"))
 
@@ -57,6 +58,47 @@ def test_list_entry_has_window_and_reply_length() -> None:
     """Other modules read them from the same entry as the prices."""
     assert (find_entry("openai/gpt-4o-mini") or {})["max_input_tokens"] == 128_000
     assert find_entry("openai/no-such-model") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "listed"),
+    [
+        ("bedrock/anthropic.claude-sonnet-4-6", "anthropic.claude-sonnet-4-6"),
+        ("bedrock/us.anthropic.claude-sonnet-4-6", "us.anthropic.claude-sonnet-4-6"),
+        ("vertex_ai/gemini-2.5-pro", "gemini-2.5-pro"),
+        ("cohere/command-a-03-2025", "command-a-03-2025"),
+    ],
+)
+def test_a_model_is_found_under_each_name_that_the_list_has_for_its_provider(model: str, listed: str) -> None:
+    """The list says `bedrock_converse` or `vertex_ai-language-models` where a model's name says its provider."""
+    assert find_entry(model) is model_facts()[listed]
+    assert find_price(model) is not None
+    assert find_entry(f"openai/{listed}") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "sent"),
+    [
+        ("anthropic/claude-opus-latest", None),
+        ("openai/gpt-sol-latest", None),
+        ("xai/grok-latest", None),
+        ("azure/gpt-sol-latest", "gpt-sol-latest"),
+        ("openai/claude-opus-latest", "claude-opus-latest"),
+        ("openai/gpt-4o-mini", "gpt-4o-mini"),
+    ],
+)
+def test_litellms_name_for_the_latest_model_stands_for_that_model(model: str, sent: str | None) -> None:
+    """Its facts are that model's, and a request names that model: the provider does not know the other name.
+
+    A deployment of Azure has the name that its user gave it.
+    """
+    provider, _, name = model.partition("/")
+    alias = model_facts().get(model, model_facts().get(name, {})).get("alias_of", "")
+    target = alias.removeprefix(f"{provider}/")
+    assert find_sent_name(ModelSpec(model)) == (target if sent is None else sent)
+    assert find_sent_name(ModelSpec(model, base_url="http://127.0.0.1:1/v1")) == name
+    if sent is None:
+        assert find_price(model) == find_price(f"{provider}/{target}") is not None
 
 
 # -- long prompts --------------------------------------------------------------------------------------------------
