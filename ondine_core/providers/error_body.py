@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from ondine_core.providers.rate_limit_headers import limits_reset_s, valid_wait_s, wait_in_text_s, wait_of_value_s
+from ondine_core.providers.reply_body import decode_text
 
 _MAX_BYTES = 2**18
 _MAX_TEXT = 2_000
@@ -71,10 +72,10 @@ class ErrorBody:
         return "; ".join(kept)
 
 
-def read_error(content: bytes, now: float) -> ErrorBody:
+def read_error(content: bytes, now: float, content_type: str = "") -> ErrorBody:
     """Read the body of an error response; `now`, in seconds since the epoch, is for waits that are named as a date."""
     found = ErrorBody()
-    text = content[:_MAX_BYTES].decode("utf-8", "replace").lstrip("\ufeff").strip()
+    text = decode_text(content, content_type)[:_MAX_BYTES].lstrip("\ufeff").strip()
     parsed = _parse_json(text)
     if parsed is not None:
         for number, (name, value, owner) in enumerate(_walk(parsed, 0)):

@@ -122,18 +122,22 @@ def turned_away(response: Response, call: Call | None, secrets: Iterable[str], t
 
     No text of a row in `call` is quoted; if that is `None`, only codes are. `secrets` are masked.
     """
-    return _classify(response, read_error(response.content, response.at), call, secrets, to)
+    return _classify(response, _read_body(response), call, secrets, to)
 
 
 def unreadable(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
     """What a 200 means that holds no answer: gateways report errors so, with a status or words of their own."""
-    body = read_error(response.content, response.at)
+    body = _read_body(response)
     if body.status is not None:
         return _classify(Response(body.status, {}, response.content, response.at), body, call, secrets, to)
     said = mask(" ".join((*body.codes, body.message)), call or _NO_CALL, secrets)
     if not body.is_page and find_rule(_BAD_REQUEST, said, names_a_wait=body.wait_s is not None) is not None:
         return _classify(Response(_BAD_REQUEST, {}, response.content, response.at), body, call, secrets, to)
     return TransientError("The provider replied 200 with a body that is not a chat completion.", cost_unknown=True)
+
+
+def _read_body(response: Response) -> ErrorBody:
+    return read_error(response.content, response.at, response.headers.get("content-type", ""))
 
 
 _BAD_REQUEST = 400

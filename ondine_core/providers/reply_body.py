@@ -106,6 +106,18 @@ def decode(content: bytes, content_type: str = "") -> Any:
         return json.loads(content.decode(declared[1]))
 
 
+def decode_text(content: bytes, content_type: str) -> str:
+    """A body as text, by the same rule; bytes that fit neither charset are replaced."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        declared = _CHARSET.search(content_type)
+    try:
+        return content.decode(declared[1] if declared else "utf-8", "replace")
+    except LookupError:
+        return content.decode("utf-8", "replace")
+
+
 def too_large() -> TransientError:
     """The failure of a call whose reply is larger than what it may be."""
     return _unusable("is larger than any answer to this call can be, and was not read to its end")

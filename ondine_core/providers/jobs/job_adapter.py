@@ -126,7 +126,7 @@ class JobAdapter(ABC):
         try:
             if line.is_whole:
                 check_parsable(line.content)
-                return self._read_row(decode(line.content))
+                return self._read_row(decode(line.content, line.content_type))
         except (*_OTHER_FORM, RecursionError, TransientError):
             pass
         named = _ID.search(line.content)

@@ -79,6 +79,7 @@ class ResultLine:
 
     content: bytes
     is_whole: bool = True
+    content_type: str = ""
 
 
 class JobHttp:
@@ -115,7 +116,7 @@ class JobHttp:
         response = await self.send(request)
         try:
             check_parsable(response.content)
-            return decode(response.content) if response.content else {}
+            return decode(response.content, response.headers.get("Content-Type", "")) if response.content else {}
         except (ValueError, RecursionError, TransientError):
             pass
         raise TransientError("The provider's reply about a batch job is not JSON.", cost_unknown=request.creates)
@@ -152,7 +153,8 @@ class JobHttp:
                 async with await self._begin(request, secret, timeout, ExitStack()) as stream:
                     is_packed = stream.headers.get("Content-Encoding", "identity") not in ("", "identity")
                     if stream.status == _OK and not is_packed:
-                        async for line in split_lines(stream.content, self._max_line_bytes):
+                        content_type = stream.headers.get("Content-Type", "")
+                        async for line in split_lines(stream.content, self._max_line_bytes, content_type):
                             yield line
                         return
                     elsewhere = stream.headers.get("Location") if stream.status in _REDIRECTS else None
@@ -225,7 +227,9 @@ async def _read(stream: aiohttp.ClientResponse) -> Response:
     return Response(stream.status, stream.headers, bytes(content), time.time())
 
 
-async def split_lines(stream: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[ResultLine]:
+async def split_lines(
+    stream: aiohttp.StreamReader, max_bytes: int, content_type: str = ""
+) -> AsyncIterator[ResultLine]:
     """The lines of `stream` that are not blank; no more than `max_bytes` of one are held."""
     rest = bytearray()
     is_too_long = False
@@ -233,7 +237,7 @@ async def split_lines(stream: aiohttp.StreamReader, max_bytes: int) -> AsyncIter
         *ended, begun = chunk.split(b"\n")
         for part in ended:
             rest += part
-            line = ResultLine(bytes(rest[:max_bytes]), not is_too_long and len(rest) <= max_bytes)
+            line = ResultLine(bytes(rest[:max_bytes]), not is_too_long and len(rest) <= max_bytes, content_type)
             rest.clear()
             is_too_long = False
             if line.content.strip():
@@ -243,4 +247,4 @@ async def split_lines(stream: aiohttp.StreamReader, max_bytes: int) -> AsyncIter
             is_too_long = True
             del rest[max_bytes:]
     if rest.strip():
-        yield ResultLine(bytes(rest), not is_too_long)
+        yield ResultLine(bytes(rest), not is_too_long, content_type)

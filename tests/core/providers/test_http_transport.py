@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 import traceback
@@ -333,6 +334,31 @@ def test_reply_in_another_charset_is_read(content_type: str, charset: str) -> No
 
     with RawServer(script) as server:
         assert one_call_to(server.base_url).text == text
+
+
+@pytest.mark.parametrize(
+    ("content_type", "charset"),
+    [
+        ("application/json", "utf-8"),
+        ("application/json;charset=ISO-8859-1", "latin-1"),
+        ("text/plain; charset=windows-1252", "cp1252"),
+        ("text/plain; charset=iso-made-up", "utf-8"),
+    ],
+)
+def test_error_in_another_charset_is_read(content_type: str, charset: str) -> None:
+    """As a reply is: by the charset that its Content-Type declares, if it is not UTF-8."""
+    text = "Mod\u00e8le retir\u00e9"
+    body = (json.dumps({"error": {"message": text}}, ensure_ascii=False) if "json" in content_type else text).encode(
+        charset
+    )
+    head = f"HTTP/1.1 404 Not Found\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(head.encode() + body)
+
+    with RawServer(script) as server, pytest.raises(FatalError, match=text):
+        one_call_to(server.base_url)
 
 
 @pytest.mark.parametrize("fault", [error(401, f"Bad key {KEY}"), error(500), cut, garbage, slow(30)])

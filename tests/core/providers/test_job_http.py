@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ondine_core.providers.http_client import Endpoint, constant
 from ondine_core.providers.jobs.job_adapter import epoch_s, fingerprint, problem_of
-from ondine_core.providers.jobs.job_http import ResultLine, split_lines
+from ondine_core.providers.jobs.job_http import JobHttp, ResultLine, split_lines
+from ondine_core.providers.reply_body import decode
+from tests.support.raw_server import Connection, RawServer
 
 MAX_BYTES = 6
 
@@ -43,6 +46,27 @@ def test_lines_are_the_same_for_any_chunks(pieces: list[bytes]) -> None:
     found = [line for line in lines_of(pieces) if line.content.strip()]
     assert [line.content for line in found] == [line[:MAX_BYTES] for line in lines]
     assert [line.is_whole for line in found] == [len(line) <= MAX_BYTES for line in lines]
+
+
+def test_body_in_another_charset_is_read() -> None:
+    """A response and the lines of a file, as a live reply is: by the charset that its Content-Type declares."""
+    body = '{"custom_id": "r\u00e9sum\u00e9"}'.encode("latin-1")
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=latin-1\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    def script(connection: Connection) -> None:
+        while connection.read_head():
+            connection.send(head.encode() + body)
+
+    async def main(url: str) -> tuple[Any, list[ResultLine]]:
+        http = JobHttp(Endpoint(url, 5.0, constant({})), 2**20)
+        try:
+            return await http.get("/job"), [line async for line in http.lines("/file", "results")]
+        finally:
+            await http.aclose()
+
+    with RawServer(script) as server:
+        response, (line,) = asyncio.run(main(server.base_url))
+    assert response == decode(line.content, line.content_type) == {"custom_id": "r\u00e9sum\u00e9"}
 
 
 @pytest.mark.parametrize(
