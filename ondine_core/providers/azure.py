@@ -17,6 +17,7 @@ from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.providers.azure_credentials import Access, Credential, choose_access
 from ondine_core.providers.http_client import Endpoint
 from ondine_core.providers.openai_http import OpenAIModel
+from ondine_core.providers.openai_servers import check_has_chat
 from ondine_core.providers.request_form import RequestForm, check_temperature, limit_field_of
 from ondine_core.providers.settings import check_address, check_settings, first_set
 from ondine_core.providers.strict_schema import SchemaSubset
@@ -26,6 +27,8 @@ from ondine_core.types.values import Call, ModelSpec, Reply
 _API_VERSION = "2024-10-21"
 """The last dated version that is not a preview; it knows structured output."""
 _UNDATED = ("v1", "preview")
+_OWN_HOSTS = (".azure.com", ".azure.us", ".azure.cn")
+"""Any other may be a gateway that translates. Azure's own gateway has another address."""
 _SETTINGS = (
     "ad_token",
     "api_version",
@@ -113,7 +116,10 @@ def find_deployment(
     access = replace(
         access, advice={**access.advice, 404: f"{missing}; check model, base_url and settings api_version"}
     )
-    roots = {region: _root(endpoint) for region, endpoint in _endpoints(spec).items()}
+    endpoints = _endpoints(spec)
+    if any((urlsplit(endpoint).hostname or "").endswith(_OWN_HOSTS) for endpoint in endpoints.values()):
+        check_has_chat(spec, "Azure")
+    roots = {region: _root(endpoint) for region, endpoint in endpoints.items()}
     return Deployment(access, version, _form(spec, name, version), roots)
 
 

@@ -100,15 +100,21 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
         raise ConfigError(f"model={spec.model!r} needs base_url{where}, for instance 'http://127.0.0.1:8000/v1'.")
     check_root(base_url)
     is_openai = urlsplit(base_url).hostname == "api.openai.com"
-    if is_openai and (find_entry(spec.model) or {}).get("mode") == "responses":
-        raise ConfigError(
-            f"OpenAI offers {spec.model!r} by its Responses API only, and Ondine asks by chat completions; choose "
-            "another model, or set base_url to a gateway that translates, such as LiteLLM's proxy."
-        )
+    if is_openai:
+        check_has_chat(spec, "OpenAI")
     # All models of OpenAI's own server know the new name of the bound, and some only that.
     limit_field = limit_field_of(spec, name, is_renamed=is_openai)
     form = RequestForm(_structure(spec, server), server.subset, limit_field)
     return ServerAccess(base_url, _key(spec, server), form)
+
+
+def check_has_chat(spec: ModelSpec, provider: str) -> None:
+    """Refuse a model that `provider` offers by its Responses API only, by the price list."""
+    if (find_entry(spec.listed_as) or {}).get("mode") == "responses":
+        raise ConfigError(
+            f"{provider} offers {spec.listed_as!r} by its Responses API only, and Ondine asks by chat completions; "
+            "choose another model, or set base_url to a gateway that translates, such as LiteLLM's proxy."
+        )
 
 
 def find_address(spec: ModelSpec) -> str | None:

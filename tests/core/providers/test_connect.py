@@ -84,6 +84,18 @@ def test_model_without_chat_completions_is_refused_except_behind_a_gateway() -> 
     connect(ModelSpec("openai/gpt-5-pro", api_key=KEY, base_url="http://127.0.0.1:4000/v1"))
 
 
+@pytest.mark.parametrize(
+    "place", [{"base_url": "https://mine.openai.azure.com"}, {"regions": {"eu": "https://e.azure.com"}}]
+)
+def test_deployment_without_chat_completions_is_refused_except_behind_a_gateway(place: dict[str, Any]) -> None:
+    """By the model that is deployed."""
+    settings = {"base_model": "gpt-5-pro", **({"regions": place["regions"]} if "regions" in place else {})}
+    with pytest.raises(ConfigError, match="Azure offers 'azure/gpt-5-pro' by its Responses API only"):
+        connect(ModelSpec("azure/mine", KEY, place.get("base_url"), settings=settings))
+    connect(ModelSpec("azure/mine", KEY, place.get("base_url"), settings={**settings, "base_model": "gpt-4o"}))
+    connect(ModelSpec("azure/mine", KEY, "https://gateway.azure-api.net", settings={"base_model": "gpt-5-pro"}))
+
+
 @pytest.mark.parametrize("model", ["hosted_vllm/qwen", "openai_compatible/qwen"])
 def test_missing_base_url_is_an_error(model: str) -> None:
     """For providers without an address of their own; the message says so."""
