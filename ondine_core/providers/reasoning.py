@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ondine_core.providers.pricing import find_entry
-from ondine_core.providers.request_form import always_reasons
+from ondine_core.providers.request_form import reasons_by_default
 from ondine_core.types.values import ModelSpec
 
 _BY_EFFORT: Mapping[str, tuple[int, int, int]] = {
@@ -44,4 +44,5 @@ def _effort(spec: ModelSpec) -> str:
     if effort is not None:
         return str(effort)
     entry = find_entry(spec.listed_as) or {}
-    return _DEFAULT if entry.get("thinking_always_on") or always_reasons(spec.listed_as) else "none"
+    is_listed = entry.get("thinking_always_on") or entry.get("thinking_on_by_default")
+    return _DEFAULT if is_listed or reasons_by_default(spec.listed_as) else "none"

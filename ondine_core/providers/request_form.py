@@ -119,6 +119,7 @@ _GPT_5 = r"(?:^|[^a-z0-9])gpt-?[5-9](?!\d)"
 _O_SERIES = r"(?:^|[/.:@]|(?:openai|azure)[-_])o[1-9](?![a-z0-9])"
 _NEW_LIMIT = re.compile(f"{_GPT_5}|{_O_SERIES}")
 _AT_ONE_TEMPERATURE = re.compile(rf"(?:^|[^a-z0-9])gpt-?5(?![.\d])(?!.*chat)|{_O_SERIES}")
+_MEDIUM_BY_DEFAULT = re.compile(r"(?:^|[^a-z0-9])gpt-?(?:5\.[5-9]|[6-9](?!\d))(?!.*chat)")
 _AT_ONE_WHILE_REASONING = re.compile(r"(?:^|[^a-z0-9])gpt-?[5-9](?!.*chat)")
 
 
@@ -133,7 +134,15 @@ def limit_field_of(spec: ModelSpec, model: str, *, is_renamed: bool) -> LimitFie
     return chosen or ("max_completion_tokens" if is_new else "max_tokens")
 
 
-def always_reasons(model: str) -> bool:
+def reasons_by_default(model: str) -> bool:
+    """Whether the name of a model is one of OpenAI's that reason unless a request says otherwise.
+
+    They are the o series, GPT-5, and GPT-5.5 and later. GPT-5.1 to GPT-5.4 reason only if they are asked to.
+    """
+    return _always_reasons(model) or _MEDIUM_BY_DEFAULT.search(model.lower()) is not None
+
+
+def _always_reasons(model: str) -> bool:
     """Whether the name of a model is one of OpenAI's that reason whatever they are asked: the o series and GPT-5."""
     return _AT_ONE_TEMPERATURE.search(model.lower()) is not None
 
@@ -141,13 +150,19 @@ def always_reasons(model: str) -> bool:
 def check_temperature(spec: ModelSpec, model: str) -> None:
     """Refuse a temperature that every call of `model` would be refused for.
 
-    OpenAI's reasoning models take 1 only: the o series and GPT-5 always, later ones while they reason.
+    OpenAI's reasoning models take 1 only: the o series and GPT-5 always, later ones while they reason. A gateway may
+    leave out what a model does not take, so that a model reasons by default counts at the provider itself only.
     """
     temperature = spec.params.get("temperature", spec.temperature)
     effort = spec.request_params.get("reasoning_effort")
-    reasons = effort not in (None, "none") and _AT_ONE_WHILE_REASONING.search(model.lower())
-    if temperature not in (None, 1) and (reasons or always_reasons(model)):
+    always = _always_reasons(model)
+    is_direct = spec.dialect == "azure" or (spec.dialect == "openai" and spec.base_url is None)
+    if effort is None:
+        reasons = is_direct and reasons_by_default(model)
+    else:
+        reasons = effort != "none" and _AT_ONE_WHILE_REASONING.search(model.lower()) is not None
+    if temperature not in (None, 1) and (reasons or always):
         raise ConfigError(
             f"temperature={temperature!r}: {spec.model!r} is of a family of reasoning models, which take 1 only; "
-            "leave it out."
+            f"leave it out{'' if always else ', or turn reasoning off (reasoning_effort), if the model can'}."
         )

@@ -282,13 +282,18 @@ def test_reasoning_tokens_are_in_output_and_cost() -> None:
         ("openai/gpt-5-mini", {}, True),
         ("openai/gpt-5.4", {}, False),
         ("openai/gpt-4o-mini", {}, False),
+        ("openai/gpt-5.5", {}, True),
+        ("openai/gpt-6-luna", {}, True),
+        ("openai/gpt-6-luna", {"reasoning_effort": "none"}, False),
         ("anthropic/claude-opus-5-5", {}, True),
+        ("anthropic/claude-haiku-5-5", {}, True),
+        ("anthropic/claude-haiku-5-5", {"reasoning_effort": "none"}, False),
         ("anthropic/claude-sonnet-4-5", {"params": {"thinking": {"type": "enabled", "budget_tokens": 4000}}}, True),
         ("anthropic/claude-sonnet-4-5", {"params": {"reasoning_effort": "low"}}, True),
     ],
 )
 def test_models_that_reason_by_default_are_estimated_so(model: str, spec: dict[str, Any], likely: bool) -> None:
-    """Models that always reason, and those that the settings make reason."""
+    """Models that always reason or do so unless told otherwise, and those that the settings make reason."""
     assert (thinking(model, **spec).reasoning_tokens[1] > 0) is likely
 
 

@@ -215,3 +215,31 @@ def test_effort_is_sent_and_is_set_once() -> None:
             one_call_to("http://127.0.0.1:9/v1", reasoning_effort="low", params=params)
     with pytest.raises(ConfigError, match="which take 1 only"):
         connect(ModelSpec("openai/gpt-5.1", api_key="k", temperature=0.2, reasoning_effort="high"))
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "is_refused"),
+    [
+        ("openai/gpt-5.5", {}, True),
+        ("openai/gpt-5.6-luna", {}, True),
+        ("openai/gpt-6.1-terra", {}, True),
+        ("openai/gpt-6-luna", {"reasoning_effort": "none"}, False),
+        ("openai/gpt-6-luna", {"temperature": 1}, False),
+        ("openai/gpt-6-luna", {"base_url": "http://127.0.0.1:9/v1"}, False),
+        ("openrouter/openai/gpt-5.5", {}, False),
+        ("openai/gpt-5.4", {}, False),
+        ("openai/gpt-5.1", {}, False),
+        ("openai/gpt-5.3-chat-latest", {}, False),
+        ("openai/gpt-5-mini", {"reasoning_effort": "none"}, True),
+    ],
+)
+def test_temperature_is_refused_where_a_model_reasons_by_default(
+    model: str, spec: dict[str, Any], is_refused: bool
+) -> None:
+    """From GPT-5.5 on the default effort is not none, so every call with another temperature would be refused."""
+    given = ModelSpec(model, api_key="k", **{"temperature": 0.2, **spec})
+    if is_refused:
+        with pytest.raises(ConfigError, match="which take 1 only"):
+            connect(given)
+    else:
+        connect(given)
