@@ -48,8 +48,9 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """How the data file begins the names of providers of which it has several, by the name under which all are called."""
 _SEARCHES = ("web_search_options", "search_parameters", "enable_search", "plugins")
+_ROUTER = re.compile(r"model[-_]router")
 _PAID_TOOL = re.compile(r"search|code_interpreter|code_execution|grounding|url_context", re.IGNORECASE)
-_BEYOND = re.compile(rf"(?:{_INPUT}|{_OUTPUT}|{_CACHED}|{_CACHE_WRITE})_above_(\d+)k_tokens")
+_BEYOND = re.compile(rf"(?:{_INPUT}|{_OUTPUT}|{_CACHED}|{_CACHE_WRITE}|{_CACHE_WRITE_1H})_above_(\d+)k_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +213,8 @@ def _unpriced_parts(spec: ModelSpec, params: Mapping[str, Json]) -> Iterator[str
             yield f"{name}={params[name]!r} costs more than the list says"
     if _ONE_HOUR.search(repr(params.get("cache_control"))):
         yield "'cache_control' keeps a prompt for an hour, which costs more than the list says"
+    if _ROUTER.search(spec.listed_as):
+        yield "it is a router, of which the list has the fee alone, and the model that it picks costs, too"
     for name, usd in (find_entry(spec.listed_as) or {}).items():
         if usd and _OTHER_PART.fullmatch(name):
             yield f"the model is priced by {name!r} too"
@@ -303,8 +306,9 @@ def _at_tier(entry: Mapping[str, Any], tier: Tier, provider: str) -> dict[str, A
     if not {_INPUT, _OUTPUT} <= own.keys():
         return {**halved, "litellm_provider": entry.get("litellm_provider")} if halved else {}
     is_cheaper = own[_INPUT] <= entry[_INPUT]
-    if _CACHE_WRITE_1H in halved:
-        own.setdefault(_CACHE_WRITE_1H, halved[_CACHE_WRITE_1H])
+    for name, usd in halved.items():
+        if name.startswith(_CACHE_WRITE_1H):
+            own.setdefault(name, usd)
     for name, kind in (
         (_CACHED, _INPUT),
         (_CACHE_WRITE, _INPUT),
@@ -318,7 +322,7 @@ def _at_tier(entry: Mapping[str, Any], tier: Tier, provider: str) -> dict[str, A
         own[name] = own[kind] if is_same else listed
     for name, usd in entry.items():
         if name not in own and usd is not None and _BEYOND.fullmatch(name):
-            own[name] = max(usd, own.get(name.partition("_above_")[0], 0))
+            own[name] = max(usd, own.get(name.rpartition("_above_")[0], 0))
     return {**own, "litellm_provider": entry.get("litellm_provider")}
 
 

@@ -524,6 +524,8 @@ def test_request_fee_is_in_the_price(model: str, params: Json, fee: str) -> None
         ("anthropic/claude-sonnet-4-5", {"inference_geo": "us"}, "inference_geo='us'"),
         ("anthropic/claude-sonnet-4-5", {"cache_control": {"type": "ephemeral", "ttl": "1h"}}, "cache_control"),
         ("openrouter/openai/gpt-4o:online", {}, ":online"),
+        ("azure/model-router", {}, "router"),
+        ("azure_ai/model_router/gpt-5-mini", {}, "router"),
     ],
 )
 def test_cap_on_an_unpriced_request_part_is_refused(model: str, params: Json, complaint: str) -> None:

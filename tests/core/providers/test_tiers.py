@@ -160,6 +160,13 @@ def test_batch_price_is_listed_or_documented_half() -> None:
     )
 
 
+def test_hour_in_the_cache_costs_more_for_a_long_prompt_at_every_tier() -> None:
+    """In a batch job it is half of the standard price for a prompt of that length, where the list leaves it out."""
+    prices = find_tier_prices(ModelSpec("anthropic/claude-haiku-5-5", prompt_cache="1h"))
+    usage = Usage(150_000, 0, 0, 0, 100_000, cache_write_1h_tokens=100_000)
+    assert prices["batch"].cost(usage) == prices["standard"].cost(usage) / 2
+
+
 def test_undocumented_discount_is_not_applied() -> None:
     """Mistral and Together do not document the amount, so the list price is the bound; others have none."""
     prices = find_tier_prices(ModelSpec("mistral/mistral-small-latest"))
