@@ -1,10 +1,12 @@
 import datetime as dt
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ondine_core.engine.cost_tracker import CostTracker
@@ -159,7 +161,13 @@ KINDS: list[tuple[str, Any, Any, Any, tuple[str, str, str]]] = [
         [1, 2],
         ("object", "List(Int64)", "list<item: int64>"),
     ),
-    ("empty list", {"type": "array", "items": TEXT}, [], [], ("object", "List(String)", "list<item: string>")),
+    (
+        "empty list",
+        {"type": "array", "items": TEXT},
+        [],
+        [],
+        ("list<item: string>[pyarrow]", "List(String)", "list<item: string>"),
+    ),
     (
         "object",
         OBJECT,
@@ -213,6 +221,17 @@ def test_a_pandas_column_of_nulls_has_its_type(kind: str, expected: str) -> None
     table = joined(pd.DataFrame(ROWS), answered(None, None, FAILED), {"type": kind})
     assert dtype(table, "out") == expected
     assert table["out"].isna().all()
+
+
+@pytest.mark.parametrize("outcomes", [([], None, FAILED), ([], [], []), (None, None, FAILED)])
+def test_pandas_lists_without_items_are_written_with_the_type_of_their_items(outcomes: Any, tmp_path: Path) -> None:
+    """A partition of empty lists comes first in a database, which creates the column from it."""
+    integers = {"type": "array", "items": {"type": "integer"}}
+    table = joined(pd.DataFrame(ROWS), answered(*outcomes), integers)
+    table.to_parquet(tmp_path / "rows.parquet")
+    assert pq.read_schema(tmp_path / "rows.parquet").field("out").type.value_type == pa.int64()
+    both = pd.concat([table, joined(pd.DataFrame(ROWS), answered([1], None, FAILED), integers)])
+    assert [value for value in both["out"] if isinstance(value, list) and value] == [[1]]
 
 
 @FRAMES
