@@ -12,6 +12,7 @@ from typing import Final, get_args
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.pricing import Price, find_entry, find_price
+from ondine_core.providers.surcharges import add_surcharge, find_surcharge
 from ondine_core.types.values import ModelSpec, Tier
 
 
@@ -103,16 +104,16 @@ def billed_tier(named: str | None, asked: Tier) -> Tier | None:
 
 
 def find_tier_prices(spec: ModelSpec) -> dict[Tier, Price]:
-    """The list prices of the tiers of the model of `spec`, as far as they are known."""
+    """The prices of the tiers of the model of `spec` at its endpoint, as far as they are known."""
     provider = _PROVIDERS.get(spec.dialect)
     prices: dict[Tier, Price] = {}
-    hour = spec.prompt_cache == "1h"
+    hour, surcharge = spec.prompt_cache == "1h", find_surcharge(spec)
     for tier in get_args(Tier):
         if tier == "batch" and spec.dialect not in JOB_PROVIDERS:
             continue
         price = find_price(spec.listed_as, spec.params, tier, hour=hour)
         if price is None and provider and tier in provider.at_list_price:
-            price = prices.get("standard")
+            price = find_price(spec.listed_as, spec.params, hour=hour)
         if price is not None:
-            prices[tier] = price
+            prices[tier] = add_surcharge(price, surcharge)
     return prices

@@ -293,7 +293,7 @@ def test_reasoning_tokens_are_in_output_and_cost() -> None:
     ],
 )
 def test_models_that_reason_by_default_are_estimated_so(model: str, spec: dict[str, Any], likely: bool) -> None:
-    """Models that always reason or do so unless told otherwise, and those that the settings make reason."""
+    """Models that always reason or do so by default, and those that the settings make reason."""
     assert (thinking(model, **spec).reasoning_tokens[1] > 0) is likely
 
 

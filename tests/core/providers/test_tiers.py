@@ -167,6 +167,39 @@ def test_hour_in_the_cache_costs_more_for_a_long_prompt_at_every_tier() -> None:
     assert prices["batch"].cost(usage) == prices["standard"].cost(usage) / 2
 
 
+@pytest.mark.parametrize(
+    ("model", "spec", "dearer"),
+    [
+        ("openai/gpt-5.6", {}, "1"),
+        ("openai/gpt-5.6", {"base_url": "https://eu.api.openai.com/v1"}, "1.1"),
+        ("openai/gpt-4.1", {"base_url": "https://eu.api.openai.com/v1"}, "1"),
+        ("openai/gpt-4.1", {"base_url": "https://gov.api.openai.com/v1"}, "1.1"),
+        ("vertex_ai/claude-sonnet-5", {"settings": {"vertex_location": "europe-west1"}}, "1.1"),
+        ("vertex_ai/claude-sonnet-5", {"settings": {"vertex_location": "global"}}, "1"),
+        ("vertex_ai/claude-sonnet-5", {}, "1.1"),
+        ("vertex_ai/gemini-2.5-pro", {"settings": {"vertex_location": "europe-west1"}}, "1"),
+        ("anthropic/claude-sonnet-5", {"base_url": "https://eu.api.openai.com/v1"}, "1"),
+    ],
+)
+def test_regional_endpoint_costs_what_the_list_adds_for_it(
+    model: str, spec: dict[str, Any], dearer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tokens, of long prompts too, at every tier; without a location litellm asks Vertex AI in a region."""
+    monkeypatch.delenv("VERTEXAI_LOCATION", raising=False)
+    usage = Usage(400_000, 1000, 500, 100, 2000)
+    for tier, price in find_tier_prices(ModelSpec(model, **spec)).items():
+        listed = find_price(model, tier=tier) or find_price(model)
+        assert listed is not None
+        assert price.cost(usage) == listed.cost(usage) * Decimal(dearer)
+
+
+def test_regional_address_of_the_environment_costs_more_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does in `base_url`."""
+    plain = find_tier_prices(ModelSpec("openai/gpt-5.6"))["standard"]
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://us.api.openai.com/v1")
+    assert find_tier_prices(ModelSpec("openai/gpt-5.6"))["standard"].input == plain.input * Decimal("1.1")
+
+
 def test_undocumented_discount_is_not_applied() -> None:
     """Mistral and Together do not document the amount, so the list price is the bound; others have none."""
     prices = find_tier_prices(ModelSpec("mistral/mistral-small-latest"))

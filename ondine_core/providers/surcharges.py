@@ -1,0 +1,51 @@
+"""Surcharges of regional endpoints: what a token costs more there than listed, by the price data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+from urllib.parse import urlsplit
+
+from ondine_core.providers.openai_servers import find_address
+from ondine_core.providers.pricing import Price, find_entry
+from ondine_core.providers.settings import first_set
+from ondine_core.types.values import ModelSpec
+
+_OPENAI_HOSTS: Mapping[str, str] = {
+    "eu.api.openai.com": "regional_processing_uplift_multiplier_eu",
+    "us.api.openai.com": "regional_processing_uplift_multiplier_us",
+    "gov.api.openai.com": "fedramp_uplift_multiplier",
+}
+_VERTEX = "regional_endpoint_uplift_multiplier"
+_VERTEX_LOCATION = ("VERTEXAI_LOCATION",)
+_TOKEN_PRICES = ("input", "output", "cached_input", "reasoning", "cache_write", "cache_write_1h")
+
+
+def find_surcharge(spec: ModelSpec) -> Decimal:
+    """The factor on listed prices of tokens at the endpoint that `spec` is asked at; 1 without a surcharge."""
+    name = _surcharge_name(spec)
+    factor = (find_entry(spec.listed_as) or {}).get(name) if name else None
+    return Decimal(1) if factor is None else Decimal(repr(factor))
+
+
+def _surcharge_name(spec: ModelSpec) -> str | None:
+    """The entry of the price data that has the factor."""
+    if spec.dialect == "openai":
+        return _OPENAI_HOSTS.get(urlsplit(find_address(spec) or "").hostname or "")
+    if spec.dialect == "vertex_ai":
+        # litellm asks in a region where no location is set.
+        location = spec.settings.get("vertex_location") or first_set(_VERTEX_LOCATION)
+        return None if str(location).lower() == "global" else _VERTEX
+    return None
+
+
+def add_surcharge(price: Price, factor: Decimal) -> Price:
+    """`price` with each token at `factor` times what it costs."""
+    if factor == 1:
+        return price
+    prices = {name: getattr(price, name) for name in _TOKEN_PRICES}
+    dearer: dict[str, Any] = {name: None if usd is None else usd * factor for name, usd in prices.items()}
+    beyond = tuple((length, add_surcharge(longer, factor)) for length, longer in price.beyond)
+    return replace(price, **dearer, beyond=beyond)
