@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +20,7 @@ from example_project.draw_photos import PICTURES, draw
 
 from ondine_core.providers.tokenizer import counter
 from ondine_dagster import LLMAssetConfig, LLMResource, llm_asset
+from tests.support.deployment import environment
 from tests.support.nightly_provider import NightlyProvider
 from tests.support.provider import Provider
 from tests.support.request_content import name_of
@@ -55,10 +55,8 @@ def test_dg_loads_the_project(tmp_path: Path) -> None:
 
 def validate(command: list[str], folder: Path, home: Path) -> None:
     program = Path(sys.executable).with_name(command[0])
-    environment = os.environ | {"DAGSTER_HOME": str(home)}
-    done = subprocess.run(
-        [program, *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    given = environment(home, {})
+    done = subprocess.run([program, *command[1:]], cwd=folder, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -76,9 +74,9 @@ def demonstrate(day: str, home: Path, **variables: str) -> str:
     """The output of the README's command, or of its module in an environment that this command did not make."""
     made_by_it = Path(sys.prefix, "ondine-installed").exists()
     command = [ROOT / "example_project"] if made_by_it else ["-m", "example_project"]
-    environment = os.environ | {"DAGSTER_HOME": str(home), "ONDINE_VENV": sys.prefix} | variables
+    given = environment(home, {"ONDINE_VENV": sys.prefix, **variables})
     done = subprocess.run(
-        [sys.executable, *command, day], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *command, day], cwd=ROOT, env=given, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

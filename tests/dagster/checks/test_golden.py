@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import pytest
 
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster import GoldenCheck, LLMResource, llm_asset
+from tests.support.deployment import environment
 from tests.support.provider import Provider
 from tests.support.review_assets import PROMPT, Mood, answer, checks_of, metadata_of, moods_of, run, values
 
@@ -178,10 +178,10 @@ def test_partitions_in_processes_of_their_own_pay_for_the_sample_once(tmp_path: 
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         run(moods_of("good"), instance=instance)  # Dagster's databases cannot be created by several processes at once
     with Provider(lambda prompt: {"answer": prompt.rpartition("Text: ")[2]}, latency_s=0.2) as provider:
-        environment = os.environ | {"DAGSTER_HOME": str(tmp_path), "TEST_BASE_URL": provider.base_url}
+        given = environment(tmp_path, {"TEST_BASE_URL": provider.base_url})
         command = [sys.executable, "-m", "tests.support.golden_project"]
         root = Path(__file__).parents[3]
-        runs = [subprocess.Popen([*command, name], cwd=root, env=environment) for name in "abc"]
+        runs = [subprocess.Popen([*command, name], cwd=root, env=given) for name in "abc"]
         assert [run.wait(timeout=300) for run in runs] == [0] * 3
         asked = provider.ledger.calls_by_prompt
     assert len(asked) == 3 + 30

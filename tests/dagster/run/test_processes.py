@@ -12,7 +12,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from tests.support.deployment import is_running, until
+from tests.support.deployment import environment, is_running, until
 from tests.support.provider import Provider, slow, while_set
 from tests.support.step_project import answers
 
@@ -35,8 +35,7 @@ def provider() -> Iterator[Provider]:
 def start(tmp_path: Path, provider: Provider) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     """Start a run worker; it is killed in the end if it still runs."""
     (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
-    environment = os.environ | {
-        "DAGSTER_HOME": str(tmp_path),
+    variables = {
         "TEST_BASE_URL": provider.base_url,
         "TEST_ROWS": str(ROWS),
         "TEST_STEP_PID_FILE": str(tmp_path / "step.pid"),
@@ -46,7 +45,8 @@ def start(tmp_path: Path, provider: Provider) -> Iterator[Callable[[], subproces
     def run() -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.support.step_project"]
         with (tmp_path / "log").open("ab") as log:
-            workers.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log))
+            given = environment(tmp_path, variables)
+            workers.append(subprocess.Popen(command, cwd=REPOSITORY, env=given, stdout=log, stderr=log))
         return workers[-1]
 
     yield run
