@@ -26,7 +26,7 @@ from ondine_core.commands.terminal import (
     write_table,
 )
 from ondine_core.engine.jobs.polling import ask_status
-from ondine_core.errors import ConfigError, JobLostError, TransientError
+from ondine_core.errors import ConfigError, ProviderError, TransientError
 from ondine_core.providers.job_api import JobApi, JobStatus
 from ondine_core.providers.jobs import connect_jobs
 from ondine_core.store import job_tables, open_store
@@ -324,10 +324,16 @@ def _ask(record: JobRecord, options: argparse.Namespace, act: Callable[[JobApi],
     spec = ModelSpec(record.model, _read_key(options.api_key_variable), options.base_url, tier="batch")
 
     async def main() -> T:
-        api = connect_jobs(spec)
+        try:
+            api = connect_jobs(spec)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} This command takes the address from --base-url, the key from --api-key-variable NAME, and "
+                "all else from the provider's environment variables."
+            ) from None
         try:
             return await act(api)
-        except JobLostError as error:
+        except ProviderError as error:
             if api.account == record.account:
                 raise
             raise ConfigError(

@@ -216,6 +216,15 @@ def test_cancel_explains_why_it_cannot_cancel(job_setup: JobSetup, monkeypatch: 
     output = job_setup.jobs("cancel", record.marker, code=2)
     assert "was submitted with another key or to another address; name them by --api-key-variable" in output
     assert KEYS[1] not in output
+    monkeypatch.setenv("JOB_KEY", "sentinel-wrong")
+    output = job_setup.jobs("show", record.marker, "--refresh", code=2)
+    assert "replied 401" in output
+    assert "was submitted with another key or to another address; name them by --api-key-variable" in output
+    assert "sentinel" not in output
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    output = job_setup.run("jobs", "show", record.marker, "--refresh", code=2)
+    assert "needs a key" in output
+    assert "takes the address from --base-url, the key from --api-key-variable NAME" in output
     monkeypatch.setenv("JOB_KEY", " ")
     assert "the environment variable 'JOB_KEY' is not set" in job_setup.jobs("cancel", record.marker, code=2)
     monkeypatch.setenv("JOB_KEY", KEYS[0])
