@@ -1,6 +1,5 @@
 """Settings of all tests."""
 
-import atexit
 import gc
 import os
 import signal
@@ -21,8 +20,6 @@ sys.dont_write_bytecode = False
 
 # Searching for unreachable cycles as often as by default takes a tenth of the time of the tests.
 gc.set_threshold(10_000, 20, 50)
-# At the end of the process it would take seconds.
-atexit.register(gc.freeze)
 
 # A shell that runs the tests in the background ignores SIGINT; Dagster copies that to SIGTERM, and children inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
