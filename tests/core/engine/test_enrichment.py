@@ -252,7 +252,7 @@ def test_interrupted_call_that_never_left_is_no_call_of_unknown_cost() -> None:
     async def main() -> tuple[int, int]:
         store = Slow()
         chosen = replace(options(), store=store, origin=Origin("run"))
-        asking = enrich(texts(3), prompt=PROMPT, output="answer", model=ScriptedModel("x"), options=chosen)
+        asking = enrich(texts(3), prompt=PROMPT, output="answer", model=ScriptedModel({"": "x"}), options=chosen)
         run = asyncio.create_task(asking)
         await store.has_recorded.wait()
         run.cancel()
