@@ -90,7 +90,8 @@ class Asker:
         self._health.settle_doubts()
         error = run.stop.error
         if isinstance(error, BudgetExhaustedError):
-            raise BudgetExhaustedError(f"{error} {run_state.rows_left:,} rows have no answer yet.") from error
+            left = f"{run_state.rows_left:,} rows have no answer yet."
+            raise BudgetExhaustedError(f"{error} {left}{_explain_bound(run)}") from error
         if error is not None:
             raise error
 
@@ -257,6 +258,16 @@ class _Part:
     """Batches to ask before the others, such as prompts that another run has released."""
     packing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a batch is made in a thread."""
+
+
+def _explain_bound(run: RunContext) -> str:
+    """What of a call's reservation the user can lower; nothing if a bound on its reply is set."""
+    listed = run.runtime.max_output_tokens
+    if listed is None or run.task.model.max_output_tokens is not None:
+        return ""
+    return (
+        f" The cost of a call is bounded with a reply of {listed:,} tokens, the longest; max_output_tokens lowers that."
+    )
 
 
 def max_in_flight(runtime: Runtime, policy: Policy) -> int:

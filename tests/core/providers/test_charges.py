@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ondine_core import Price
+from ondine_core import Price, enrich_sync
 from ondine_core.api import answer
 from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.options import Options
@@ -540,6 +540,23 @@ def test_cap_on_an_unpriced_request_part_is_refused(model: str, params: Json, co
             await answer({"text": ["a"]}, task, chosen, Gateway([], PRICE, []))
 
     run_virtually(main)
+
+
+@pytest.mark.parametrize("max_output_tokens", [None, 10_000])
+def test_cap_below_the_longest_reply_says_what_lowers_the_bound(max_output_tokens: int | None) -> None:
+    """Many models can write replies that no usual cap could pay; a bound on them can be set, and changes no key."""
+    with Provider() as provider:
+        spec = ModelSpec("openai/gpt-4o-mini", base_url=provider.base_url, max_output_tokens=max_output_tokens)
+        with pytest.raises(BudgetExhaustedError) as caught:
+            enrich_sync(
+                texts(1),
+                prompt="Say: {text}",
+                output={"answer": str},
+                model=spec,
+                options=Options(store=":memory:", max_cost_usd=0.005),
+            )
+    advice = "a reply of 16,384 tokens, the longest; max_output_tokens lowers that"
+    assert (advice in str(caught.value)) is (max_output_tokens is None)
 
 
 def test_tools_that_the_caller_runs_cost_tokens_only() -> None:
