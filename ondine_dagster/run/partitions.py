@@ -13,7 +13,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
+from itertools import product
 from math import inf, isfinite
+from operator import itemgetter
 from time import time
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -23,7 +25,7 @@ from dagster_shared.check import CheckError
 
 from ondine_core.errors import ConfigError
 from ondine_core.types.numbers import is_whole
-from ondine_dagster.frames import filtered, is_only_numbered, joined
+from ondine_dagster.frames import is_only_numbered, joined
 from ondine_dagster.reporting.metadata import partition_keys
 from ondine_dagster.run.arguments import PartitionBy
 
@@ -100,13 +102,19 @@ def rows_by_partition(
         parts = [[_parts_of(partitions, key)[name] for name in partition_by] for key in keys]
     else:
         parts = [[key] for key in keys]
+    rows_of: dict[tuple[str, ...], list[int]] = {tuple(part): [] for part in parts}
+    find = [_finder(kind, names) for (_, kind), names in zip(columns, zip(*parts, strict=True), strict=True)]
     marks = [_marks(frame, column, kind) for column, kind in columns]
-    test_of = [_belongs(kind) for _, kind in columns]
+    for number, row in enumerate(zip(*marks, strict=True)):
+        if any(mark is None for mark in row):
+            continue
+        for place in product(*(find_of(mark) for find_of, mark in zip(find, row, strict=True))):
+            if place in rows_of:
+                rows_of[place].append(number)
     found = {}
     for key, part in zip(keys, parts, strict=True):
-        belongs = [find(name) for find, name in zip(test_of, part, strict=True)]
-        mask = [all(test(mark) for test, mark in zip(belongs, row, strict=True)) for row in zip(*marks, strict=True)]
-        rows = filtered(frame, mask)
+        numbers = rows_of[tuple(part)]
+        rows = frame[numbers] if numbers else frame.head(0)
         found[key] = nw.maybe_reset_index(rows) if numbered else rows
     return found
 
@@ -202,27 +210,33 @@ def _is_sharded(partitions: dg.PartitionsDefinition[Any]) -> bool:
     return all(map(_SHARD.fullmatch, keys)) and bool(keys)
 
 
-def _belongs(partitions: dg.PartitionsDefinition[Any]) -> Callable[[str], Callable[[Any], bool]]:
-    """Finds, for a key of `partitions`, a test of a row's mark: whether the row belongs to that partition."""
+def _finder(partitions: dg.PartitionsDefinition[Any], names: Iterable[str]) -> Callable[[Any], Iterable[str]]:
+    """Finds the partitions, of those with `names`, that a row belongs to by its mark."""
     if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
-        return partial(_in_window, partitions)
+        return _window_finder(partitions, names)
     # Keys of other partitions may look like those of shards.
-    return _in_shard if _is_sharded(partitions) else _has_key
+    return _shard_finder(names) if _is_sharded(partitions) else frozenset(names).intersection
 
 
-def _in_window(partitions: dg.TimeWindowPartitionsDefinition, key: str) -> Callable[[Any], bool]:
-    window = partitions.time_window_for_partition_key(key)
-    start, end = window.start.timestamp(), window.end.timestamp()
-    return lambda mark: mark is not None and start <= mark < end
+def _window_finder(
+    partitions: dg.TimeWindowPartitionsDefinition, names: Iterable[str]
+) -> Callable[[float], Iterable[str]]:
+    found = {name: partitions.time_window_for_partition_key(name) for name in names}
+    windows = sorted((window.start.timestamp(), window.end.timestamp(), name) for name, window in found.items())
+
+    def find(mark: float) -> Iterable[str]:
+        at = bisect_right(windows, mark, key=itemgetter(0)) - 1
+        return windows[at][2:] if at >= 0 and mark < windows[at][1] else ()
+
+    return find
 
 
-def _in_shard(key: str) -> Callable[[Any], bool]:
-    number, count = map(int, key.split("-of-"))
-    return lambda mark: mark is not None and mark % count == number - 1
-
-
-def _has_key(key: str) -> Callable[[Any], bool]:
-    return lambda mark: mark is not None and key in mark
+def _shard_finder(names: Iterable[str]) -> Callable[[int], Iterable[str]]:
+    numbers: dict[int, dict[int, str]] = {}
+    for name in names:
+        number, count = map(int, name.split("-of-"))
+        numbers.setdefault(count, {})[number - 1] = name
+    return lambda mark: [of_count[mark % count] for count, of_count in numbers.items() if mark % count in of_count]
 
 
 def _exists(partitions: dg.PartitionsDefinition[Any], instance: dg.DagsterInstance | None) -> Callable[[Any], bool]:

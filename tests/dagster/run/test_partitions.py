@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
+from time import process_time
 from typing import Any
 
 import dagster as dg
@@ -178,6 +179,22 @@ def test_keys_of_other_partitions_may_look_like_those_of_shards(partitions: dg.P
         pd.DataFrame({"id": [1, 2], "part": ["1-of-3", "x"]}), "part", partitions, ["1-of-3", "x"]
     )
     assert {key: ids(rows) for key, rows in found.items()} == {"1-of-3": [1], "x": [2]}
+
+
+def test_time_grows_little_with_the_partitions_of_a_run() -> None:
+    """A single-run backfill of years, or of thousands of tenants, reads each row once and not once a partition."""
+    tenants = dg.StaticPartitionsDefinition([f"tenant {number}" for number in range(2_000)])
+    table = pl.DataFrame({"id": range(20_000), "tenant": [f"tenant {number % 2_000}" for number in range(20_000)]})
+    keys = list(tenants.get_partition_keys())
+
+    def seconds(count: int) -> float:
+        began = process_time()
+        found = rows_by_partition(table, "tenant", tenants, keys[:count])
+        assert all(len(rows) == 10 for rows in found.values())
+        return process_time() - began
+
+    one = min(seconds(1) for _ in range(3))
+    assert seconds(2_000) < 50 * one + 1
 
 
 def test_several_partitions_become_one_table() -> None:
