@@ -6,6 +6,7 @@ of a table, not measurements. Replies count what was thought, and a bound on out
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ _BY_EFFORT: Mapping[str, tuple[int, int, int]] = {
 }
 """At least, likely and at most, a call."""
 _DEFAULT = "medium"
+_THINKING_GEMINI = re.compile(r"gemini-(?:2\.5|[3-9]|\d\d)(?!.*lite)")
+"""By Google's guide to thinking, all models from 2.5 on think by default, except for the smallest."""
 
 
 def expected_reasoning_tokens(spec: ModelSpec) -> tuple[int, int, int]:
@@ -44,5 +47,13 @@ def _effort(spec: ModelSpec) -> str:
     if effort is not None:
         return str(effort)
     entry = find_entry(spec.listed_as) or {}
-    is_listed = entry.get("thinking_always_on") or entry.get("thinking_on_by_default")
-    return _DEFAULT if is_listed or reasons_by_default(spec.listed_as) else "none"
+    return _DEFAULT if reasons_by_default(spec.listed_as) or _thinks_by_default(spec.listed_as, entry) else "none"
+
+
+def _thinks_by_default(model: str, entry: Mapping[str, Any]) -> bool:
+    """Whether `model` thinks unless a request says otherwise, by its entry in the price data."""
+    if entry.get("thinking_always_on") or entry.get("thinking_on_by_default"):
+        return True
+    levels = entry.get("reasoning_effort_levels")
+    is_gemini = bool(entry.get("supports_reasoning")) and _THINKING_GEMINI.search(model) is not None
+    return is_gemini or bool(levels and "none" not in levels)

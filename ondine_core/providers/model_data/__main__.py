@@ -31,7 +31,7 @@ _NO_MODELS = ("sample_spec", "fallback_generalizations")
 _MODES = ("chat", "completion", "responses", None)
 _USED = re.compile(
     r".*cost.*|max_.*|.*pricing|litellm_provider|mode|deprecation_date|supports_\w+|thinking_\w+|prompt_cache_\w+"
-    r"|alias_of|\w+_multiplier(?:_\w+)?"
+    r"|alias_of|reasoning_effort_levels|\w+_multiplier(?:_\w+)?"
 )
 _TOKENIZERS = (
     "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",  # cl100k_base; the name is the hash of the address tiktoken asks
