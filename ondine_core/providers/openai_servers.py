@@ -99,9 +99,10 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
         where = f", or the variable {server.addresses[0]}" if server.addresses else ""
         raise ConfigError(f"model={spec.model!r} needs base_url{where}, for instance 'http://127.0.0.1:8000/v1'.")
     check_root(base_url)
-    is_openai = urlsplit(base_url).hostname == "api.openai.com"
-    if is_openai:
-        check_has_chat(spec, "OpenAI")
+    host = urlsplit(base_url).hostname
+    is_openai = host == "api.openai.com"
+    if is_openai or host == urlsplit(server.base_url or "").hostname:
+        check_has_chat(spec, "OpenAI" if is_openai else "The provider")
     # All models of OpenAI's own server know the new name of the bound, and some only that.
     limit_field = limit_field_of(spec, name, is_renamed=is_openai)
     form = RequestForm(_structure(spec, server), server.subset, limit_field)

@@ -77,11 +77,14 @@ def test_missing_key_names_the_variable(
         connect(ModelSpec(model))
 
 
-def test_model_without_chat_completions_is_refused_except_behind_a_gateway() -> None:
-    """A model of OpenAI that has the Responses API only is an error at definition, unless another server offers it."""
-    with pytest.raises(ConfigError, match="'openai/gpt-5-pro' by its Responses API only"):
-        connect(ModelSpec("openai/gpt-5-pro", api_key=KEY))
-    connect(ModelSpec("openai/gpt-5-pro", api_key=KEY, base_url="http://127.0.0.1:4000/v1"))
+@pytest.mark.parametrize(
+    "model", ["openai/gpt-5-pro", "perplexity/anthropic/claude-fable-5", "xai/grok-4.20-multi-agent"]
+)
+def test_model_without_chat_completions_is_refused_except_behind_a_gateway(model: str) -> None:
+    """A model that has the Responses API only is an error at definition, unless another server offers it."""
+    with pytest.raises(ConfigError, match=f"'{model}' by its Responses API only"):
+        connect(ModelSpec(model, api_key=KEY))
+    connect(ModelSpec(model, api_key=KEY, base_url="http://127.0.0.1:4000/v1"))
 
 
 @pytest.mark.parametrize(
