@@ -104,7 +104,7 @@ def _capable_models(provider: str, kind: MediaKind) -> Iterator[str]:
     found = []
     for name, entry in model_facts().items():
         own = name.removeprefix(f"{provider}/")
-        if entry.get("litellm_provider") != provider or entry.get("mode") != "chat" or not _takes(entry, kind):
+        if entry.get("mode") != "chat" or not _takes(entry, kind):
             continue
         usd = entry.get("input_cost_per_token")
         if usd and not _DATED.search(own) and find_entry(f"{provider}/{own}") is entry:

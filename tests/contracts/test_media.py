@@ -649,6 +649,7 @@ def test_column_has_one_media_kind() -> None:
     [
         ("openai/gpt-3.5-turbo", PHOTO, "openai/gpt-"),
         ("groq/openai/gpt-oss-20b", PHOTO, "groq/qwen"),
+        ("bedrock/deepseek.v3.2", PHOTO, "bedrock/amazon.nova-lite"),
         ("xai/grok-code-fast-1", "{a:document}", "does not take by the price list. If"),
         ("llama_cpp//no/model.gguf", PHOTO, "Ask a server"),
         ("mlx//no/model", PHOTO, "Ask a server"),
