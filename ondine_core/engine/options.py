@@ -18,7 +18,7 @@ from ondine_core.providers.pricing import Price
 from ondine_core.store import Durability, parse_address
 from ondine_core.telemetry.registry import ObserverSpec, check_observers
 from ondine_core.types.clock import Clock
-from ondine_core.types.field_types import find_misfit
+from ondine_core.types.field_types import check_types
 from ondine_core.types.ledger import Origin
 from ondine_core.types.numbers import is_positive
 from ondine_core.types.progress import Progress
@@ -86,7 +86,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_observers(self.observers)
-        self._check_types()
+        check_types(self, ConfigError, skip=("store", "max_cost_usd", "lease_ttl_s", "durability"))
         if self.max_cost_usd is not None:
             BudgetLimit(self.max_cost_usd)  # type: ignore[arg-type]  # it takes any number, and checks it
         if not is_positive(self.lease_ttl_s):
@@ -99,21 +99,3 @@ class Options:
             raise ConfigError(
                 f"store={self.store!r} is not a store; give a path, a postgresql:// URL, ':memory:' or an open store."
             )
-
-        misfit = find_misfit(self, skip=("store", "max_cost_usd"))
-        if misfit:
-            raise ConfigError(misfit)
-
-    def _check_types(self) -> None:
-        kinds: dict[str, type] = {"policy": Policy, "rates": Rates, "origin": Origin}
-        if self.price is not None:
-            kinds["price"] = Price
-        for name, kind in kinds.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                raise ConfigError(f"{name} is a {type(value).__name__}; give {name}={kind.__name__}(...).")
-        several: dict[str, type] = {"fallbacks": ModelSpec, "caps": BudgetLimit}
-        for name, kind in several.items():
-            values = getattr(self, name)
-            if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):
-                raise ConfigError(f"{name}={values!r} must be a tuple, each of it a {kind.__name__}(...).")

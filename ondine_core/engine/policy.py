@@ -11,7 +11,7 @@ from ondine_core.batching.calibration import CalibrationPlan
 from ondine_core.batching.strategy import STRATEGIES, BatchStrategy
 from ondine_core.errors import ConfigError
 from ondine_core.limits.retry import RetryPolicy
-from ondine_core.types.field_types import find_misfit
+from ondine_core.types.field_types import check_types
 from ondine_core.types.numbers import is_number, is_whole
 from ondine_core.types.values import OnMissing, RetriedReason
 
@@ -78,10 +78,6 @@ class Policy:
     cancel_on_terminate: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.retry, RetryPolicy):
-            raise ConfigError(f"retry={self.retry!r} must be a RetryPolicy(...).")
-        if not isinstance(self.calibration, CalibrationPlan | None):
-            raise ConfigError(f"calibration={self.calibration!r} must be a CalibrationPlan(...), or None.")
         if self.batch_size != "auto" and not is_whole(self.batch_size, 1):
             raise ConfigError(f"batch_size={self.batch_size!r} must be a whole number of at least 1, or 'auto'.")
         if self.calibration and self.batch_size == "auto":
@@ -90,12 +86,10 @@ class Policy:
             raise ConfigError(f"retry_failed_rows={self.retry_failed_rows!r} must be {RETRY_FAILED_ROWS}.")
         if self.on_missing not in get_args(OnMissing):
             raise ConfigError(f"on_missing={self.on_missing!r} must be 'skip', 'fail' or 'ask'.")
-        self._check_types()
-        misfit = find_misfit(self)
-        if misfit:
-            raise ConfigError(misfit)
+        self._check_numbers()
+        check_types(self, ConfigError)
 
-    def _check_types(self) -> None:
+    def _check_numbers(self) -> None:
         if self.context_window is not None and not is_whole(self.context_window, 1):
             raise ConfigError(f"context_window={self.context_window!r} must be a whole number of tokens, or None.")
         for name, least in (("max_concurrency", 1), ("batch_min_rows", 1), ("max_repairs", 0)):
@@ -108,9 +102,6 @@ class Policy:
             value = getattr(self, name)
             if not isinstance(value, Real) and not (value is None and name == "answer_by"):
                 raise ConfigError(f"{name}={value!r} must be a moment in seconds since the epoch.")
-        for name in ("keep_replies", "tier_fallback", "cancel_on_terminate"):
-            if not isinstance(getattr(self, name), bool):  # a text such as "no" would turn it on
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be True or False.")
 
     def retries(self, reason: str) -> bool:
         """Whether a row that failed for `reason` in an earlier run is asked again."""

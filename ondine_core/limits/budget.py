@@ -30,7 +30,7 @@ from ondine_core.store.budget_state import (
     write_state,
 )
 from ondine_core.types.clock import Clock
-from ondine_core.types.field_types import find_misfit
+from ondine_core.types.field_types import check_types
 from ondine_core.types.processes import Process, has_ended, this_process
 from ondine_core.types.protocols import AnswerStore, Numbers
 
@@ -73,9 +73,7 @@ class Budget:
     _process: Process = field(default_factory=this_process, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        misfit = find_misfit(self)
-        if misfit:
-            raise ConfigError(misfit)
+        check_types(self, ConfigError)
         self._max_units = self.cap.units
 
     async def hold(self, amount: Decimal) -> Reservation:

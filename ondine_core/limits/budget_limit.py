@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from ondine_core.errors import ConfigError
 from ondine_core.store.budget_state import UNIT_USD
-from ondine_core.types.field_types import find_misfit
+from ondine_core.types.field_types import check_types
 from ondine_core.types.numbers import is_number
 
 Period: TypeAlias = Literal["run", "day", "month", "ever"]
@@ -53,9 +53,7 @@ class BudgetLimit:
         shares: Any = self.warn_at
         if not isinstance(shares, list | tuple) or not all(one and is_number(one, 0, 1) for one in shares):
             raise ConfigError(f"warn_at={self.warn_at!r} must be shares of the cap, more than 0 and at most 1.")
-        misfit = find_misfit(self)
-        if misfit:
-            raise ConfigError(misfit)
+        check_types(self, ConfigError)
 
     def __str__(self) -> str:
         if not self.name:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.model_data import model_facts
-from ondine_core.types.field_types import find_misfit
+from ondine_core.types.field_types import check_types
 from ondine_core.types.values import Json, ModelSpec, Tier, Usage
 
 IN_PROCESS = ("llama_cpp", "mlx", "scripted")
@@ -83,9 +83,7 @@ class Price:
             usd: Any = getattr(self, name)
             if usd is not None and not (isinstance(usd, Decimal) and usd.is_finite() and usd >= 0):
                 raise ConfigError(f"{name}={str(usd)!r} of a price must be a Decimal of USD, 0 or more.")
-        misfit = find_misfit(self)
-        if misfit:
-            raise ConfigError(misfit)
+        check_types(self, ConfigError)
 
     def cost(self, usage: Usage) -> Decimal:
         """USD for `usage` of one call; of many, add up what each cost, for its price depends on its length.

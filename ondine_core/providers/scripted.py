@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from ondine_core.errors import ConfigError, ProviderError
-from ondine_core.types.field_types import find_misfit
+from ondine_core.types.field_types import check_types
 from ondine_core.types.values import Call, Reply, Usage
 
 
@@ -49,9 +49,7 @@ class ScriptedModel:
     max_concurrency: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        misfit = find_misfit(self)
-        if misfit:
-            raise ConfigError(misfit)
+        check_types(self, ConfigError)
         self._answer = self.answers if callable(self.answers) else _look_up(self.answers)
         self._faults = iter(self.faults)
 

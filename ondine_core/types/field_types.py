@@ -28,11 +28,11 @@ _NAMES: Mapping[Any, str] = {
 _NUMBERS: Mapping[Any, tuple[type, ...]] = {int: (Integral,), float: (Real, Decimal), Decimal: (Real, Decimal)}
 
 
-def find_misfit(owner: Any, skip: Collection[str] = ()) -> str | None:
-    """Say which field of a dataclass has a value of another type than it declares; `None` if all but `skip` fit.
+def check_types(owner: Any, error: Callable[[str], Exception], skip: Collection[str] = ()) -> None:
+    """Raise `error` if a field of a dataclass, other than those in `skip`, has a value of a type that is not declared.
 
-    The value is not named, since it may be secret. Fields that are dataclasses without a check of their own are
-    checked, too.
+    The message does not show the value, since it may be secret. A field that declares a dataclass without a check of
+    its own is checked, too.
     """
     hints: Mapping[str, Any] = _hints(owner.__class__)
     for field in fields(owner):
@@ -40,12 +40,17 @@ def find_misfit(owner: Any, skip: Collection[str] = ()) -> str | None:
             continue
         value, hint = getattr(owner, field.name), hints[field.name]
         if not _fits(value, hint):
-            return f"{field.name} of {type(owner).__name__} is a {type(value).__name__}; give {_describe(hint)}."
-        if is_dataclass(value) and not hasattr(value, "__post_init__"):
-            misfit = find_misfit(value)
-            if misfit is not None:
-                return misfit
-    return None
+            raise error(_explain(f"{field.name} of {type(owner).__name__}", value, hint))
+        if is_dataclass(hint) and type(value) is hint and not hasattr(value, "__post_init__"):
+            check_types(value, error)
+
+
+def _explain(name: str, value: Any, hint: Any) -> str:
+    origin, parts = get_origin(hint), get_args(hint)
+    if isinstance(value, list | tuple) and isinstance(origin, type) and (len(parts) == 1 or ... in parts):
+        wrong = next(one for one in value if not _fits(one, parts[0]))
+        return f"{name} has a {type(wrong).__name__} in it; each item must be {_describe(parts[0])}."
+    return f"{name} is a {type(value).__name__}; give {_describe(hint)}."
 
 
 @cache
@@ -88,5 +93,5 @@ def _describe(hint: Any) -> str:
     if origin in _NAMES:
         return _NAMES[origin]
     if parts and not issubclass(origin, Mapping):
-        return f"a list, each of it {_describe(parts[0])}"
+        return f"a list, each item {_describe(parts[0])}"
     return "a mapping" if parts else f"{origin.__name__}(...)"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.tokenizer import counter
-from ondine_core.types.field_types import find_misfit
+from ondine_core.types.field_types import check_types
 from ondine_core.types.numbers import is_whole
 
 _STRIDE = 1000
@@ -34,9 +34,7 @@ class Truncation:
     mark: str = " […]"
 
     def __post_init__(self) -> None:
-        misfit = find_misfit(self, skip=("max_tokens",))
-        if misfit:
-            raise ConfigError(misfit)
+        check_types(self, ConfigError, skip=("max_tokens",))
         most = self.max_tokens
         if not is_whole(most, 1 + len(self.mark.encode())):
             raise ConfigError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ondine_core.errors import ConfigError
-from ondine_core.types.field_types import find_misfit
+from ondine_core.types.field_types import check_types
 from ondine_core.types.numbers import is_positive
 from ondine_core.types.values import Json
 
@@ -62,12 +62,7 @@ class MediaOptions:
             value = getattr(self, name)
             if value is not None and not is_positive(value):
                 raise ConfigError(f"media: {name}={value!r} must be more than 0, as a number.")
-        for name in ("as_text", "keep_metadata", "fetch", "allow_private", "check_model"):
-            if not isinstance(getattr(self, name), bool):  # a text such as "no" would turn it on
-                raise ConfigError(f"media: {name}={getattr(self, name)!r} must be True or False.")
-        misfit = find_misfit(self)
-        if misfit:
-            raise ConfigError(misfit)
+        check_types(self, ConfigError)
         if self.pages is not None:
             self.page_range()
 

@@ -1,6 +1,7 @@
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,9 @@ CALLED_WITH: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
 def test_argument_of_another_type_is_a_config_error_with_the_type(called: str, name: str, value: Any) -> None:
     """It is raised where the argument is given, and not by what uses it later."""
     base = {"answers": {"": "ok"}} if called == "ScriptedModel" else {}
-    with pytest.raises(ConfigError, match=type(value).__name__ + "|" + re.escape(repr(value))) as caught:
+    inside = [f"has a {type(item).__name__} in it" for item in value] if isinstance(value, list | tuple) else []
+    expected = "|".join([type(value).__name__, re.escape(repr(value)), *inside])
+    with pytest.raises(ConfigError, match=expected) as caught:
         CALLED_WITH[called][0](**{**base, name: value})
     assert "object" not in str(caught.value)
 
@@ -106,7 +109,7 @@ def test_invalid_durability_is_refused(durability: Any) -> None:
 @pytest.mark.parametrize("switch", ["keep_replies", "tier_fallback", "cancel_on_terminate"])
 def test_a_switch_is_no_text(switch: str) -> None:
     """Such as one from a variable: "false" would turn it on."""
-    with pytest.raises(ConfigError, match=f"{switch}='false' must be True or False"):
+    with pytest.raises(ConfigError, match=f"{switch} of Policy is a str; give True or False"):
         Policy(**{switch: "false"})  # type: ignore[arg-type]
 
 
@@ -121,8 +124,8 @@ def test_a_switch_is_no_text(switch: str) -> None:
         ({"answer_by": "06:00"}, "answer_by='06:00' must be a moment in seconds since the epoch"),
         ({"reuse_since": None}, "reuse_since=None must be a moment"),
         ({"context_window": "8k"}, "context_window='8k' must be a whole number of tokens"),
-        ({"retry": 3}, r"retry=3 must be a RetryPolicy\(...\)"),
-        ({"calibration": 30}, r"calibration=30 must be a CalibrationPlan\(...\)"),
+        ({"retry": 3}, r"retry of Policy is a int; give RetryPolicy\(...\)"),
+        ({"calibration": 30}, r"calibration of Policy is a int; give CalibrationPlan\(...\) or None"),
     ],
 )
 def test_a_number_of_another_type_is_an_error_in_words(wrong: dict[str, Any], message: str) -> None:
@@ -132,13 +135,30 @@ def test_a_number_of_another_type_is_an_error_in_words(wrong: dict[str, Any], me
         Policy(**wrong)
 
 
-@pytest.mark.parametrize("fallbacks", ["openai/gpt-4o-mini", ["openai/gpt-4o-mini"]])
-def test_fallbacks_by_name_are_an_error_in_words(fallbacks: Any) -> None:
+@pytest.mark.parametrize(
+    ("fallbacks", "message"),
+    [
+        ("openai/gpt-4o-mini", r"is a str; give a list, each item ModelSpec\(...\)"),
+        (["openai/gpt-4o-mini"], r"has a str in it; each item must be ModelSpec\(...\)"),
+    ],
+)
+def test_fallbacks_by_name_are_an_error_in_words(fallbacks: Any, message: str) -> None:
     """They need the same key and bounds as any model."""
-    with pytest.raises(
-        ConfigError, match=r"fallbacks=.*'openai/gpt-4o-mini'.* must be a tuple, each of it a ModelSpec"
-    ):
+    with pytest.raises(ConfigError, match=f"fallbacks of Options {message}"):
         Options(fallbacks=fallbacks)
+
+
+def test_fields_of_a_function_are_its_own() -> None:
+    """One that is a dataclass may have any values, and annotations that exist for a type checker only."""
+
+    @dataclass
+    class Recorder:
+        seen: "OnlyForTypeCheckers"  # type: ignore[name-defined]  # noqa: F821
+
+        def __call__(self, _: str) -> None: ...
+
+    recorder = Recorder([])
+    assert Options(on_warning=recorder, on_wait=Recorder).on_warning is recorder
 
 
 @pytest.mark.parametrize(
@@ -146,10 +166,10 @@ def test_fallbacks_by_name_are_an_error_in_words(fallbacks: Any) -> None:
     [
         ({"max_cost_usd": "five"}, "max_cost_usd='five' is not a number of USD"),
         ({"max_cost_usd": -1}, "max_cost_usd='-1' must be more than 0"),
-        ({"rates": 60}, r"rates is a int; give rates=Rates\(...\)"),
-        ({"price": 0.15}, r"price is a float; give price=Price\(...\)"),
-        ({"policy": {"batch_size": 20}}, r"policy is a dict; give policy=Policy\(...\)"),
-        ({"caps": (5,)}, r"caps=\(5,\) must be a tuple, each of it a BudgetLimit"),
+        ({"rates": 60}, r"rates of Options is a int; give Rates\(...\)"),
+        ({"price": 0.15}, r"price of Options is a float; give Price\(...\) or None"),
+        ({"policy": {"batch_size": 20}}, r"policy of Options is a dict; give Policy\(...\)"),
+        ({"caps": (5,)}, r"caps of Options has a int in it; each item must be BudgetLimit\(...\)"),
         ({"lease_ttl_s": 0}, "lease_ttl_s=0 must be a number of seconds, more than 0"),
         ({"lease_ttl_s": "30"}, "lease_ttl_s='30' must be a number of seconds"),
     ],
