@@ -70,6 +70,7 @@ async def run(
         runtime,
         options.policy,
         options.origin,
+        options.budget_run or options.origin.run,
         clock,
         _other_runs(task, runtime, options),
         Interpreter(task, options.policy, options.policy.context_window or find_window(task.model), clock.now),

@@ -22,8 +22,8 @@ from ondine_core.types.values import Failure, Key, Outcome
 class RunContext:
     """What all parts of a run share.
 
-    `first` has the first row of each prompt, `unseen` the prompts of calls whose outcome was never seen; `others` also
-    knows which prompts batch jobs have in flight.
+    Its budgets are those of `budget_run`. `first` has the first row of each prompt, `unseen` the prompts of calls whose
+    outcome was never seen; `others` also knows which prompts batch jobs have in flight.
     """
 
     task: Task
@@ -32,6 +32,7 @@ class RunContext:
     runtime: Runtime
     policy: Policy
     origin: Origin
+    budget_run: str
     clock: Clock
     others: OtherRuns
     interpreter: Interpreter

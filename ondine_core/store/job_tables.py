@@ -323,10 +323,11 @@ def _read_states(database: Database, cells: Sequence[str]) -> dict[str, BudgetSt
 # -- materializations that wait ------------------------------------------------------------------------------------
 
 
-def write_wait(database: Database, origin: Origin, jobs: Sequence[bytes], since: float) -> None:
-    """Note that the materialization of `origin` waits for jobs; the first run that did so stays known."""
-    run, asset, partition = map(clean, (origin.run, origin.asset, origin.partition))
-    database.run(_WAIT, (asset, partition, run, run, orjson.dumps([job.hex() for job in jobs]), since))
+def write_wait(database: Database, wait: JobWait) -> None:
+    """Note that a materialization waits for jobs; if it waited before, its first run and the instant stay known."""
+    origin = wait.origin
+    names = map(clean, (origin.asset, origin.partition, origin.run, wait.last_run))
+    database.run(_WAIT, (*names, orjson.dumps([job.hex() for job in wait.jobs]), wait.since))
 
 
 def remove_wait(database: Database, origin: Origin) -> None:

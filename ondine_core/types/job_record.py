@@ -72,10 +72,10 @@ class JobWait:
     """A materialization that waits for jobs.
 
     Args:
-        origin: Asset and partition, and the first run that began to wait.
+        origin: Asset and partition, and the first run of the materialization, from whose budgets the others draw.
         last_run: The run that waited last, whose configuration is to be repeated.
         jobs: The identities of the jobs.
-        since: When that first run began, in seconds since the epoch.
+        since: When the first run that waited began, in seconds since the epoch.
     """
 
     origin: Origin

@@ -74,6 +74,7 @@ class JobWorld:
         output: The output column.
         model: The model that is asked.
         store_takes_s: Seconds until a run has the result of a request to the store, in which other runs go on.
+        budget_run: The run that the next ones repeat, if they do.
     """
 
     clock: Clock
@@ -85,6 +86,7 @@ class JobWorld:
     output: str = "said"
     model: str = "openai/m"
     store_takes_s: float = 0.0
+    budget_run: str | None = None
     warnings: list[str] = field(default_factory=list)
     events: list[Emitted] = field(default_factory=list)
     runs: int = 0
@@ -145,6 +147,7 @@ class JobWorld:
             on_threshold=self.warnings.append,
             on_warning=self.warnings.append,
             origin=origin,
+            budget_run=self.budget_run,
             clock=self.clock,
         )
         async with AsyncExitStack() as stack:

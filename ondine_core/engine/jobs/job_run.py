@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,7 @@ from ondine_core.errors import (
 from ondine_core.providers.job_api import JobStatus
 from ondine_core.store import job_tables
 from ondine_core.store.budget_state import usd_of
-from ondine_core.types.job_record import JobRecord
+from ondine_core.types.job_record import JobRecord, JobWait
 from ondine_core.types.values import Batch
 
 _FIRST_PAUSE_S, _MAX_PAUSE_S, _PAUSE_FACTOR = 1.0, 60.0, 1.5
@@ -285,6 +285,7 @@ class JobRun:
     async def _note_wait(self) -> None:
         """Keep in the store that the materialization waits for its jobs."""
         jobs = sorted(set(self._run.others.in_jobs.values()))
-        if self._run.origin.asset:
-            wait = partial(job_tables.write_wait, origin=self._run.origin, jobs=jobs, since=self._run.started_at)
-            await self.context.store.change(wait)
+        run = self._run
+        if run.origin.asset:
+            wait = JobWait(replace(run.origin, run=run.budget_run), run.origin.run, tuple(jobs), run.started_at)
+            await self.context.store.change(partial(job_tables.write_wait, wait=wait))

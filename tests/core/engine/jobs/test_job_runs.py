@@ -209,6 +209,20 @@ def test_cap_holds_while_jobs_are_under_way(tmp_path: Path) -> None:
     in_world(tmp_path, act, max_cost_usd=Decimal("0.0008"))
 
 
+def test_materialization_whose_first_waiting_run_was_a_repeated_one_has_the_cap_of_the_first(tmp_path: Path) -> None:
+    """The run that the daemon repeated failed before it submitted jobs; what it spent stays spent."""
+
+    async def act(world: JobWorld) -> None:
+        world.budget_run = "run-0"
+        assert isinstance(await world.run(words(5)), JobsUnderWayError)
+        world.budget_run = None
+        await world.run(words(5))
+        (wait,) = await world.read(job_tables.read_waits)
+        assert (wait.origin.run, wait.last_run) == ("run-0", "run-2")
+
+    in_world(tmp_path, act)
+
+
 def test_exhausted_cap_ends_the_run_and_keeps_its_answers(tmp_path: Path) -> None:
     """Also over several runs of one materialization: a new run continues with the amount already spent."""
 
