@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 from ondine_core.providers.model_data import source
 from ondine_core.providers.pricing import find_entry
@@ -16,13 +17,21 @@ def find_withdrawal(spec: ModelSpec, now: float) -> str | None:
 
     A server at an address of the user's is not the provider whose dates are known; an Azure resource is.
     """
-    date = (find_entry(spec.listed_as) or {}).get("deprecation_date")
+    date = read_date((find_entry(spec.listed_as) or {}).get("deprecation_date"))
     if date is None or (spec.base_url is not None and spec.dialect != "azure"):
         return None
-    days_left = (dt.date.fromisoformat(date) - dt.datetime.fromtimestamp(now, dt.UTC).date()).days
+    days_left = (date - dt.datetime.fromtimestamp(now, dt.UTC).date()).days
     if days_left > _WARN_DAYS:
         return None
     return (
         f"The provider withdraws the model {spec.listed_as!r} on {date} ({source()}), after which calls fail. Choose "
         "another model; rows with a stored answer keep it only as long as the model stays the same."
     )
+
+
+def read_date(text: Any) -> dt.date | None:
+    """A date of the price data; `None` if there is none that can be read, since an installed litellm's may be any."""
+    try:
+        return dt.date.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None

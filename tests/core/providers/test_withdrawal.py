@@ -11,7 +11,7 @@ import pytest
 from ondine_core import ModelSpec, Options
 from ondine_core.engine.runtime import open_options_store, open_runtime
 from ondine_core.providers.model_data import model_facts, source
-from ondine_core.providers.withdrawal import find_withdrawal
+from ondine_core.providers.withdrawal import find_withdrawal, read_date
 from ondine_core.types.clock import Clock
 
 MODEL = ModelSpec("openai/gpt-4o-mini", api_key="k")
@@ -45,6 +45,12 @@ def test_warned_from_thirty_days_before(days: int, *, is_warned: bool) -> None:
 def test_not_warned_without_a_date_or_at_an_address_of_the_users(model: ModelSpec) -> None:
     """A server of the user's keeps its models as long as the user likes."""
     assert find_withdrawal(model, before(0)) is None
+
+
+@pytest.mark.parametrize("text", [None, "", "YYYY-MM-DD", "2026-02-30", "soon", 2026])
+def test_a_date_that_cannot_be_read_warns_of_nothing(text: object) -> None:
+    """The data of an installed litellm is not checked, and a run must not end because of a warning."""
+    assert read_date(text) is None
 
 
 def test_deployment_at_azure_is_warned_of_the_model_that_it_deploys() -> None:
