@@ -78,8 +78,11 @@ def _holds(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
         return isinstance(value, origin)
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
         return False
-    if origin is tuple and ... not in parts:
-        return isinstance(value, list | tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        if ... not in parts:
+            return len(value) == len(parts) and all(map(_fits, value, parts))
     # The items of an iterator are there only once.
     return not isinstance(value, Collection) or all(_fits(one, parts[0]) for one in value)
 

@@ -139,6 +139,7 @@ def test_a_number_of_another_type_is_an_error_in_words(wrong: dict[str, Any], me
     ("fallbacks", "message"),
     [
         ("openai/gpt-4o-mini", r"is a str; give a list, each item ModelSpec\(...\)"),
+        (iter(()), r"is a tuple_iterator; give a list"),
         (["openai/gpt-4o-mini"], r"has a str in it; each item must be ModelSpec\(...\)"),
     ],
 )
