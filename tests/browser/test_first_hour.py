@@ -104,7 +104,7 @@ def dagster(shop: Shop) -> Iterator[Shop]:
     add_assets(shop)
     shop.run("uv", "run", "dg", "scaffold", "defs", "ondine_dagster.LLMAssetComponent", "ticket_moods",
              "--upstream", "first_tickets", "--column", "body")  # fmt: skip
-    change(shop.folder / MOODS, "model: openai/gpt-4o-mini", MODEL)
+    change(shop.folder / MOODS, "model: openai/gpt-6-luna", MODEL)
     rows = ROWS_FOR_SCREENSHOTS if "SCREENSHOTS" in os.environ else ROWS
     shop.run_python(f"from shop.defs.tickets import fill; fill{rows}")
     server = shop.serve()
