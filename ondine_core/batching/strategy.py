@@ -194,6 +194,6 @@ STRATEGIES: Mapping[str, BatchStrategy] = {form.name: strategy_for(form) for for
 
 def find_strategy(name: str) -> BatchStrategy:
     """The strategy called `name`."""
-    if name not in tuple(STRATEGIES):  # which also takes what no mapping could have as a key
+    if name not in tuple(STRATEGIES):  # compared one by one, as a wrong name may not be hashable
         raise ConfigError(f"batch_format={name!r}; valid are {', '.join(map(repr, STRATEGIES))}.")
     return STRATEGIES[name]

@@ -111,7 +111,7 @@ def _pandas_series(name: str, values: list[Any], json_schema: Mapping[str, Json]
     kind = _kind(json_schema)
     dtype = _PANDAS.get(kind, "object")
     if kind in ("array", "object") and not any(values) and find_spec("pyarrow") is not None:
-        # From empty lists and nulls no file and no database could tell the type of the items.
+        # Empty lists and nulls alone do not tell a file or a database the type of the items.
         import narwhals as nw
 
         typed = nw.new_series(name, values, _dtype(json_schema), backend="pyarrow").to_native()

@@ -261,13 +261,11 @@ class _Part:
 
 
 def _explain_bound(run: RunContext) -> str:
-    """What of a call's reservation the user can lower; nothing if a bound on its reply is set."""
+    """A sentence about `max_output_tokens`, if calls are reserved at the model's longest reply; else an empty text."""
     listed = run.runtime.max_output_tokens
     if listed is None or run.task.model.max_output_tokens is not None:
         return ""
-    return (
-        f" The cost of a call is bounded with a reply of {listed:,} tokens, the longest; max_output_tokens lowers that."
-    )
+    return f" A call is reserved at its longest reply, {listed:,} tokens; a lower max_output_tokens reserves less."
 
 
 def max_in_flight(runtime: Runtime, policy: Policy) -> int:

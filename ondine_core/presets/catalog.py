@@ -77,7 +77,7 @@ def preset(name: str, presets: Mapping[str, ModelSpec] | None = None, /, **chang
     known = PRESETS if presets is None else presets
     if not isinstance(known, Mapping):
         raise ConfigError(f"The presets of a preset are a {type(known).__name__}; give what load_presets returned.")
-    if name not in tuple(known):  # which also takes what no mapping could have as a key
+    if name not in tuple(known):  # compared one by one, as a wrong name may not be hashable
         meant = did_you_mean(str(name), known, 3)
         raise ConfigError(f"There is no preset {name!r}.{meant} The presets are {', '.join(known)}.")
     return change(known[name], changes, f"preset {name!r}")

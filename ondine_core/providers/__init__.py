@@ -31,7 +31,7 @@ def connect(spec: ModelSpec) -> ChatModel:
             no such price tier, a field is not valid, or `params` has what is decided elsewhere.
     """
     if not isinstance(spec.model, str):
-        raise ConfigError(f"model is a {type(spec.model).__name__}; write provider/name, as in 'openai/gpt-4o-mini'.")
+        raise ConfigError(f"model is a {type(spec.model).__name__}; write provider/name, as in 'openai/gpt-6-luna'.")
     check_fields(spec)
     check_text((spec.model, spec.base_url or ""), "model")
     if storable_text(spec.api_key or "") != (spec.api_key or ""):

@@ -28,7 +28,7 @@ _API_VERSION = "2024-10-21"
 """The last dated version that is not a preview; it knows structured output."""
 _UNDATED = ("v1", "preview")
 _OWN_HOSTS = (".azure.com", ".azure.us", ".azure.cn")
-"""Any other may be a gateway that translates. Azure's own gateway has another address."""
+"""Hosts of Azure OpenAI itself; any other may be a gateway that translates chat completions."""
 _SETTINGS = (
     "ad_token",
     "api_version",

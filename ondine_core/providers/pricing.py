@@ -46,7 +46,7 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
     "vertex_ai": ("vertex_ai-",),
     "cohere": ("cohere_chat",),
 }
-"""How the data file begins the names of providers of which it has several, by the name under which all are called."""
+"""Prefixes of further names that the data file has for a provider, by the name under which the provider is called."""
 _SEARCHES = ("web_search_options", "search_parameters", "enable_search", "plugins")
 _ROUTER = re.compile(r"model[-_]router")
 _PAID_TOOL = re.compile(r"search|code_interpreter|code_execution|grounding|url_context", re.IGNORECASE)

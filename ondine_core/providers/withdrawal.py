@@ -24,13 +24,13 @@ def find_withdrawal(spec: ModelSpec, now: float) -> str | None:
     if days_left > _WARN_DAYS:
         return None
     return (
-        f"The provider withdraws the model {spec.listed_as!r} on {date} ({source()}), after which calls fail. Choose "
-        "another model; rows with a stored answer keep it only as long as the model stays the same."
+        f"The provider withdraws the model {spec.listed_as!r} on {date} ({source()}); from then on calls "
+        "fail. Choose another model in time; it is asked about every row again, as answers belong to a model."
     )
 
 
 def read_date(text: Any) -> dt.date | None:
-    """A date of the price data; `None` if there is none that can be read, since an installed litellm's may be any."""
+    """A date of the price data; `None` without one, or if an installed litellm writes it in another format."""
     try:
         return dt.date.fromisoformat(text)
     except (TypeError, ValueError):

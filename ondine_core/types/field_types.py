@@ -1,6 +1,6 @@
-"""Whether the values that a user gave to a dataclass have the types that it declares.
+"""Checks that the values given to a dataclass have the types that it declares.
 
-Ranges, and what else makes a value valid, are for the class itself. A list is taken where a tuple is declared, and any
+The class itself checks ranges and whatever else makes a value valid. A list is taken where a tuple is declared, and any
 number where a certain kind is.
 """
 

@@ -32,7 +32,7 @@ from ondine_dagster.run.arguments import Arguments
 from ondine_dagster.run.progress import Watch
 
 _RETRY_NUMBER = "dagster/retry_number"
-"""The tag of a run that the daemon launched since another one failed; a person's has none."""
+"""The tag of a run that Dagster's daemon launched to repeat a failed one; a run launched by a person has none."""
 
 
 @dataclass(frozen=True, slots=True)

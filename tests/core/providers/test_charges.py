@@ -555,7 +555,7 @@ def test_cap_below_the_longest_reply_says_what_lowers_the_bound(max_output_token
                 model=spec,
                 options=Options(store=":memory:", max_cost_usd=0.005),
             )
-    advice = "a reply of 16,384 tokens, the longest; max_output_tokens lowers that"
+    advice = "at its longest reply, 16,384 tokens; a lower max_output_tokens reserves less"
     assert (advice in str(caught.value)) is (max_output_tokens is None)
 
 
