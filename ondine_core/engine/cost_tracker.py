@@ -132,7 +132,7 @@ class CostTracker:
         return charge
 
     def include(self, other: CostTracker) -> None:
-        """Count what `other` has counted, of calls with other prices."""
+        """Add the calls that `other` counted at other prices."""
         self._calls += other._calls
         self._answered += other._answered
         self._unknown += other._unknown

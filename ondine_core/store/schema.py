@@ -92,7 +92,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 """`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""
 NEWEST = len(MIGRATIONS)
-"""The newest format that is known here."""
+"""The newest format that this version reads."""
 
 
 # A prompt has an answer and a failure when it was asked anew in vain, or when two processes asked it; the later counts.
@@ -114,10 +114,10 @@ def migrate(database: Database, *, create: bool = True) -> None:
 
 
 def check_version(version: int, location: str) -> None:
-    """Refuse tables of a newer format; they may become that while they are in use.
+    """Refuse tables of a newer format, to which another process may migrate them while they are in use.
 
     Raises:
-        StoreError: They are.
+        StoreError: The format is newer than `NEWEST`.
     """
     if version > NEWEST:
         raise StoreError(
