@@ -12,7 +12,7 @@ from ondine_core.errors import ConfigError
 from ondine_dagster.checks.evaluation import labelled_inputs
 from ondine_dagster.config.launchpad import LLMAssetConfig
 from ondine_dagster.run.plan import Enrichment
-from ondine_dagster.run.step import StepInput, materialize
+from ondine_dagster.run.step import Results, StepInput, materialize
 
 
 def wrap(
@@ -33,7 +33,7 @@ def wrap(
     context_name = next((name for name in own if name in _CONTEXT_NAMES), None)
     rest = [parameter for name, parameter in own.items() if name != context_name]
 
-    def compute(context, **arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
+    def run_step(context: dg.AssetExecutionContext, arguments: Mapping[str, Any]) -> Results:
         llm = arguments[resource_key] if as_parameter else getattr(context.resources, resource_key)
         own_arguments = {one.name: arguments[one.name] for one in rest if one.name in arguments}
         if context_name is not None:
@@ -49,6 +49,9 @@ def wrap(
             {name: arguments[source] for name, source in labelled.items()},
         )
         return materialize(context, enrichment, given)
+
+    def compute(context, **arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
+        return run_step(context, arguments)
 
     added = [inspect.Parameter("context", _KIND)]
     if as_parameter and resource_key not in own:
@@ -66,6 +69,9 @@ def wrap(
         for name, parameter in signature.parameters.items()
         if parameter.annotation is not inspect.Parameter.empty
     }
+    # Dagster's code references and tracebacks link the place that the code names; no `__wrapped__` changes the file.
+    place = function.__code__
+    compute.__code__ = compute.__code__.replace(co_filename=place.co_filename, co_firstlineno=place.co_firstlineno)
     compute.__name__ = function.__name__
     compute.__doc__ = function.__doc__
     compute.__module__ = function.__module__

@@ -209,6 +209,22 @@ def test_every_other_asset_argument_passes_through() -> None:
     assert moods.op.retry_policy == dg.RetryPolicy(max_retries=2)
 
 
+@pytest.mark.filterwarnings("ignore:.*(with_source_code_references|CodeReference):dagster.BetaWarning")
+@pytest.mark.parametrize("failed_rows", [False, True])
+def test_code_references_of_dagster_name_the_users_function(*, failed_rows: bool) -> None:
+    """`with_source_code_references` adds the function's place, of which the repository has a file."""
+
+    def moods(reviews: pd.DataFrame) -> pd.DataFrame:
+        return reviews
+
+    asset = llm_asset(prompt=PROMPT, output="mood", failed_rows=failed_rows)(moods)
+    (found,) = dg.with_source_code_references([asset])
+    assert isinstance(found, dg.AssetsDefinition)
+    for metadata in found.metadata_by_key.values():
+        places = metadata["dagster/code_references"].code_references
+        assert {place.source for place in places} == {f"{__file__}:{moods.__code__.co_firstlineno}"}
+
+
 def test_unknown_argument_gets_a_suggestion() -> None:
     """Among our arguments and Dagster's."""
     for wrong, meant in [("batchsize", "batch_size"), ("group", "group_name"), ("max_cost", "max_cost_usd")]:
