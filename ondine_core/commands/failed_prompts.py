@@ -16,6 +16,7 @@ from ondine_core.commands.terminal import (
     to_count,
     to_key,
     to_row,
+    to_text,
     warn,
     write_lines,
     write_table,
@@ -36,12 +37,16 @@ def add_commands(add: AddCommand) -> None:
     add_filters(failures, "only what was asked since")
     failures.add_argument("--limit", type=to_count, default=50, metavar="N", help="at most N (default: 50)")
     why = add("why", _why, "the record of a row, a text or a key: answer or failure, run, cost, and the kept reply")
-    why.add_argument("--asset", metavar="ASSET", help="the asset that asked; by default all assets are tried")
+    why.add_argument(
+        "--asset", type=to_text, metavar="ASSET", help="the asset that asked; by default all assets are tried"
+    )
     asked = why.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--row", type=to_row, metavar="JSON", help='the columns that the prompt reads: \'{"review": "..."}\''
     )
-    asked.add_argument("--text", metavar="TEXT", help="the prompt as it was sent, or the value of its only column")
+    asked.add_argument(
+        "--text", type=to_text, metavar="TEXT", help="the prompt as it was sent, or the value of its only column"
+    )
     asked.add_argument("--key", type=to_key, metavar="KEY", help="as `failures` lists it")
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import get_args
 
-from ondine_core.commands.terminal import AddCommand, add_filters, show_instant, show_usd, write_table
+from ondine_core.commands.terminal import AddCommand, add_filters, show_instant, show_usd, to_text, write_table
 from ondine_core.errors import ConfigError
 from ondine_core.store.database import Database
 from ondine_core.store.ledger_rows import read_audit
@@ -23,7 +23,7 @@ def add_commands(add: AddCommand) -> None:
         "--by", choices=get_args(Column), default="asset", help="the column by which calls are grouped (default: asset)"
     )
     audit = add("audit", _audit, "the ledger of one run")
-    audit.add_argument("run", metavar="RUN", help="as `spend --by run` lists it")
+    audit.add_argument("run", type=to_text, metavar="RUN", help="as `spend --by run` lists it")
 
 
 def _size(database: Database, _: argparse.Namespace) -> None:

@@ -61,13 +61,21 @@ def run_command(command: Callable[[], None]) -> int:
 def add_filters(parser: argparse.ArgumentParser, dated: str) -> None:
     """Add the options `--since`, which `dated` explains, and `--asset`."""
     parser.add_argument("--since", type=to_since, default=0.0, metavar="WHEN", help=f"{dated}; 2026-01-31, 7d, 12h")
-    parser.add_argument("--asset", metavar="ASSET", help="only what was asked for this asset, as in a/b")
+    parser.add_argument("--asset", type=to_text, metavar="ASSET", help="only what was asked for this asset, as in a/b")
+
+
+def to_text(argument: str) -> str:
+    """The text that an argument is, which is UTF-8 also where the locale (`LC_ALL=C`) is not."""
+    try:
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{argument!r} is not UTF-8") from None
 
 
 def to_row(text: str) -> Mapping[str, object]:
     """The row that an argument is: a JSON object."""
     try:
-        row = json.loads(text)
+        row = json.loads(to_text(text))
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):

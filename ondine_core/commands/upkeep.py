@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from ondine_core.commands.terminal import AddCommand, show_instant, to_age_s, write_table
+from ondine_core.commands.terminal import AddCommand, show_instant, to_age_s, to_text, write_table
 from ondine_core.store.database import Database
 from ondine_core.store.queries import prune
 from ondine_core.store.reservations import list_reservations, settle_reservations
@@ -16,7 +16,9 @@ def add_commands(add: AddCommand) -> None:
     """Add the commands of this module."""
     old = add("prune", _prune, "remove what is old, or what was asked for an asset")
     old.add_argument("--older-than", type=to_age_s, metavar="AGE", help="as in 90d, 12h or 8w")
-    old.add_argument("--asset", metavar="ASSET", help="only what was asked for this asset, whatever its age if no AGE")
+    old.add_argument(
+        "--asset", type=to_text, metavar="ASSET", help="only what was asked for this asset, whatever its age if no AGE"
+    )
     old.add_argument("--dry-run", action="store_true", help="only say how much there is to remove")
     old.set_defaults(fail=old.error)
     add("reservations", _reservations, "budgets' reservations for calls in flight, and the processes that hold them")

@@ -83,6 +83,23 @@ def test_an_answer_is_found_by_row_text_and_prompt(place: str, why: Why) -> None
     assert why("--key", output.split()[1]) == output
 
 
+def test_texts_of_a_command_are_utf8_whatever_the_locale_is(
+    place: str, why: Why, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A locale that cannot express them, as `LC_ALL=C`, changes neither the text nor the row nor the asset."""
+    ask(place, "Schön")
+    text, asset, row = [
+        text.encode().decode("ascii", "surrogateescape") for text in ("Schön", "größe/x", '{"review": "Schön"}')
+    ]
+    assert 'answer   {"mood": "good"}' in why("--text", text)
+    assert 'answer   {"mood": "good"}' in why("--row", row)
+    assert main([place, "why", "--asset", asset, "--text", text]) == 2
+    assert "'größe/x'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([place, "why", "--text", "\udcff"])
+    assert "is not UTF-8" in capsys.readouterr().err
+
+
 def test_reply_of_a_failure_is_kept_only_on_request(place: str, why: Why) -> None:
     """With `keep_replies` it is stored sanitized; without it only the reason is."""
     ask(place, "It leaks")
