@@ -49,6 +49,9 @@ def define(
         return asset
     (spec,) = asset.specs
     alone = spec.replace_attributes(deps=[])
+    upstream = set(asset.keys_by_input_name.values())
+    # An asset may depend on its own earlier partitions; its failed rows do not, and are yielded before it.
+    deps = {"result": upstream, FAILED_OUTPUT: upstream - {key}} if failed_rows and key in upstream else None
     failed = alone.replace_attributes(
         key=dg.AssetKey([*key.path[:-1], f"{key.path[-1]}_failed"]),
         description=f"The rows of {key.to_user_string()} that have no answer, and why.",
@@ -66,6 +69,7 @@ def define(
             **({FAILED_OUTPUT: dg.AssetOut.from_spec(failed, is_required=False, **stored)} if failed_rows else {}),
         },
         check_specs=check_specs(checks, key),
+        internal_asset_deps=deps,
         can_subset=True,  # otherwise checks must have a result, also in a dry run
         **{name: arguments[name] for name in _SHARED if name in arguments},
     )

@@ -323,9 +323,17 @@ def joined_by_key(
 
 
 def _keys_of_input(context: dg.AssetExecutionContext, name: str) -> Sequence[str]:
-    """The upstream partitions that an input loads; empty if its asset has no partitions."""
+    """The upstream partitions that an input loads, in their order; empty if its asset has no partitions.
+
+    Dagster takes those of some mappings from a set, whose order differs from process to process.
+    """
     try:
         keys: Sequence[str] = context.asset_partition_keys_for_input(name)
+        partitions = context.asset_partitions_def_for_input(name)
     except CheckError:
         return ()
-    return keys
+    order = {
+        key: number
+        for number, key in enumerate(partitions.get_partition_keys(dynamic_partitions_store=context.instance))
+    }
+    return sorted(keys, key=lambda key: order.get(key, len(order)))

@@ -28,6 +28,30 @@ def failed(result: dg.ExecuteInProcessResult) -> Any:
     return result.output_for_node("moods", "failed")
 
 
+def test_failed_rows_of_an_asset_that_depends_on_its_own_earlier_partition() -> None:
+    """They depend on the other inputs alone: Dagster wants the output that others depend on first."""
+    yesterday = dg.TimeWindowPartitionMapping(start_offset=-1, end_offset=-1)
+
+    @llm_asset(
+        prompt=PROMPT,
+        output=Mood,
+        failed_rows=True,
+        partitions_def=DAYS,
+        ins={"moods": dg.AssetIn(partition_mapping=yesterday)},
+    )
+    def moods(moods: pd.DataFrame | None) -> pd.DataFrame:
+        return pd.DataFrame({"review": ["good", "junk"] if moods is None else ["bad", "junk too", *moods["review"]]})
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        llm = ScriptedModel(answer)
+        days = [
+            dg.materialize([moods], partition_key=day, resources={"llm": llm}, instance=instance)
+            for day in ("2026-01-01", "2026-01-02")
+        ]
+    assert [len(failed(day)) for day in days] == [1, 2]
+    assert len(days[1].output_for_node("moods")) == 4
+
+
 # -- the table -------------------------------------------------------------------------------------------------------
 
 

@@ -107,6 +107,20 @@ def test_a_rolling_window_has_its_rows() -> None:
     assert days_of(run(asset, ALL_DAYS[:5], "2026-01-05")) == twice(ALL_DAYS[2:5])
 
 
+def test_rows_of_mapped_partitions_are_in_the_order_of_the_partitions() -> None:
+    """Dagster has these keys in a set, whose order differs from process to process."""
+    keys = [f"shop-{number:02}" for number in range(12)]
+
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(keys))
+    def tickets(context: dg.AssetExecutionContext) -> pd.DataFrame:
+        return pd.DataFrame({"day": [context.partition_key], "body": ["a"]})
+
+    mapping = dg.StaticPartitionMapping(dict.fromkeys(keys, "all"))
+    ins = {"tickets": dg.AssetIn("tickets", partition_mapping=mapping)}
+    asset = decorated(dg.StaticPartitionsDefinition(["all"]), ins=ins)
+    assert days_of(run(asset, keys, "all", tickets)) == keys
+
+
 def test_the_last_three_days_of_an_asset_without_partitions() -> None:
     """A mapping to chosen partitions."""
     last = dg.SpecificPartitionsPartitionMapping(ALL_DAYS[-3:])
