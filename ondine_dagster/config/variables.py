@@ -27,12 +27,19 @@ class _OrVariable:
         return core_schema.no_info_wrap_validator_function(_validate, handler.generate_schema(self._number))
 
 
+def no_flag(value: Any) -> Any:
+    """Pydantic would take `true` for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is not a number; write how many")  # noqa: TRY004  (what Pydantic reports)
+    return value
+
+
 def _validate(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     if isinstance(value, dg.EnvVar | _IntEnvVar):
         return value
     name = _name_of(value)
     if name is None:
-        return validate(value)
+        return validate(no_flag(value))
     try:
         return validate(_read(name))
     except ValidationError as error:
@@ -76,7 +83,7 @@ def _name_of(value: Any) -> str | None:
 def _read(name: str) -> str:
     found = os.environ.get(name)
     if found is None:
-        raise ConfigError(f"A field of the resource names the variable {name!r}, which is not set.")
+        raise ConfigError(f"A setting names the variable {name!r}, which is not set.")
     return found
 
 

@@ -27,6 +27,7 @@ from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import ModelSpec, OnMissing, PromptCache, RetriedReason, Tier
 from ondine_dagster.checks.check import Check
 from ondine_dagster.config.answer_by import ANSWER_BY, is_answer_by
+from ondine_dagster.config.variables import no_flag
 from ondine_dagster.resource import LLMResource
 
 OnRowError: TypeAlias = Literal["null", "drop", "raise"]
@@ -82,14 +83,7 @@ def _named(choice: Any) -> str:
     return f"one of {', '.join(map(repr, get_args(choice)))}"
 
 
-def _no_flag(value: Any) -> Any:
-    """Pydantic would take `true` for 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is not a number; write how many")  # noqa: TRY004  (what Pydantic reports)
-    return value
-
-
-_Count = Annotated[int, Field(ge=1), BeforeValidator(_no_flag)]
+_Count = Annotated[int, Field(ge=1), BeforeValidator(no_flag)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _OnDisagreement: TypeAlias = Literal["lower", "stop"]
 _FLAG = _Must(lambda value: isinstance(value, bool), "True or False")

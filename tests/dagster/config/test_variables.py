@@ -134,7 +134,10 @@ def test_invalid_variable_is_named_without_its_value(fields: dict[str, Any], mes
     assert "acme" not in expected_message
 
 
-@pytest.mark.parametrize(("name", "value"), [("requests_per_minute", 0), ("burst", 0.5), ("max_concurrency", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("requests_per_minute", 0), ("requests_per_minute", True), ("burst", 0.5), ("max_concurrency", 1.5)],
+)
 def test_literal_number_is_validated_when_written(name: str, value: float) -> None:
     """Bounds hold as they did."""
     with pytest.raises(ValueError, match=name):
