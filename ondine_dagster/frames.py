@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import narwhals as nw
 
 _VALUES_NAMED = 20
-_KEYS_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +100,9 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame
 
     found = {key: tables[key] for key in keys if key in tables}
     if not found:
-        names = ", ".join(keys[:_KEYS_NAMED]) + (", ..." if len(keys) > _KEYS_NAMED else "")
         raise ConfigError(
-            f"There is no table for any of the partitions ({names or 'the mapping is empty'}). If they have no rows, "
-            "return an empty frame with the columns of the rows."
+            "There is no table for any of the partitions. If they have no rows, return an empty frame with the columns "
+            "of the rows."
         )
     frames = {key: checked_frame(table) for key, table in found.items()}
     # An empty partition often has columns of other types, or no columns.

@@ -162,7 +162,7 @@ def build_llm_asset(
     _check_upstream(upstream, arguments)
 
     def rows_of(rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  (annotations would become Dagster types)
-        return rows
+        return {} if rows is None else rows  # of a missing partition, Dagster's IO managers load None
 
     ins = {"rows": dg.AssetIn(key=dg.AssetKey(upstream) if not isinstance(upstream, dg.AssetKey) else upstream)}
     return llm_asset(name=name, ins=ins, prompt=prompt, output=output, **arguments)(rows_of)

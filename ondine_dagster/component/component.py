@@ -114,7 +114,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
         Returns:
             A pandas, polars or pyarrow frame.
         """
-        return upstream
+        return {} if upstream is None else upstream  # of a missing partition, Dagster's IO managers load None
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002
         """The asset, and the resource it asks if it has a model of its own."""

@@ -104,11 +104,17 @@ def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, given
 
     Yields:
         A result an asset that is selected, and those of checks that are selected without theirs; none from a dry run,
-        a trial, or a run whose batch jobs are under way.
+        a trial, a run whose batch jobs are under way, or one without any upstream table.
 
     Raises:
         Failure: The step cannot go on, or too many rows failed; what was answered is kept.
     """
+    if isinstance(given.rows, Mapping) and not given.rows:
+        context.log.addFilter(_is_no_missing_output)
+        context.log.warning(
+            "There are no rows: no upstream partition of this run has a table. Nothing is asked or materialized."
+        )
+        return
     run = _run(context, enrichment, given)
     if run is None:
         return

@@ -226,9 +226,8 @@ def test_columns_of_partitions_may_be_in_any_order(make: Callable[..., Any]) -> 
         (lambda: rows_by_partition(pd.DataFrame({"id": [1]}), "at", DAILY, ["2026-01-05"]), "columns are 'id'"),
         (lambda: rows_by_partition(pd.DataFrame({"at": ["soon"]}), "at", DAILY, ["2026-01-05"]), "ISO 8601"),
         (lambda: rows_by_partition(pd.DataFrame({"at": [7]}), "at", DAILY, ["2026-01-05"]), r"ISO 8601 text \(int\)"),
-        (lambda: joined({"x": pd.DataFrame()}, ["a", "b"]), r"partitions \(a, b\)"),
-        (lambda: joined({}, [str(number) for number in range(9)]), r"partitions \(0, 1, 2, ...\)"),
-        (lambda: joined({}, []), "the mapping is empty.*return an empty frame"),
+        (lambda: joined({"x": pd.DataFrame()}, ["a", "b"]), "no table for any.*return an empty frame"),
+        (lambda: joined({}, []), "no table for any.*return an empty frame"),
         (lambda: joined({"a": pd.DataFrame(), "b": pl.DataFrame()}, ["a", "b"]), "do not fit together"),
     ],
 )

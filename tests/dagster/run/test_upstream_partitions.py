@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from ondine_core.errors import ConfigError
-from ondine_dagster import GoldenCheck, ScriptedModel, build_llm_asset, llm_asset, shards
+from ondine_dagster import ErrorRateCheck, GoldenCheck, ScriptedModel, build_llm_asset, llm_asset, shards
 
 DAILY = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-15")
 WEEKLY = dg.WeeklyPartitionsDefinition("2026-01-04")
@@ -98,6 +98,35 @@ def test_asset_without_partitions_has_none_in_a_run_that_has(tags: dict[str, str
 def test_an_asset_without_partitions_has_the_rows_of_all(make: Any) -> None:
     """An unpartitioned asset downstream of days."""
     assert days_of(run(make(None), ALL_DAYS, None)) == twice(ALL_DAYS)
+
+
+@pytest.mark.parametrize("has_partitions", [True, False])
+def test_without_any_upstream_table_nothing_is_materialized(
+    capfd: pytest.CaptureFixture[str], *, has_partitions: bool
+) -> None:
+    """Of days that are all missing or of no partition yet: there is no table to add columns to, which is no fault."""
+
+    @dg.asset(name="tickets", partitions_def=DAILY if has_partitions else dg.DynamicPartitionsDefinition(name="shops"))
+    def upstream() -> pd.DataFrame:
+        raise NotImplementedError
+
+    checks = [ErrorRateCheck(max_rate=0.5)]
+    if has_partitions:
+        ins = {"tickets": dg.AssetIn(metadata={"allow_missing_partitions": True})}
+        asset = decorated(WEEKLY, ins=ins, checks=checks)
+    else:
+        asset = built(None, checks=checks)
+    result = dg.materialize(
+        [upstream, asset],
+        selection=[asset],
+        partition_key="2026-01-04" if has_partitions else None,
+        resources={"llm": LLM, "io_manager": dg.FilesystemIOManager()},
+    )
+    assert result.success
+    assert not result.get_asset_materialization_events()
+    log = capfd.readouterr().err
+    assert "no upstream partition of this run has a table" in log
+    assert "did not yield" not in log
 
 
 def test_a_rolling_window_has_its_rows() -> None:
