@@ -31,6 +31,8 @@ _DEARER: Mapping[str, tuple[str, ...]] = {
     "inference_geo": ("us",),
 }
 """Request fields that make a call dearer than listed, and with which values."""
+_FREE = re.compile(r"(?:ollama|lemonade)/(?!.*-cloud$).*|.*[:-]free", re.DOTALL)
+"""Models whose replies are free: of servers on one's own machine, and those that are named so."""
 _OTHER_PART = re.compile(r"citation_cost_per_token|(?:input|output)_cost_per_(?:character|second)|cost_per_second")
 _SUFFIXES: Mapping[Tier, str] = {"flex": "_flex", "priority": "_priority", "batch": "_batches"}
 _HALF_IN_BATCHES: Mapping[str, bool] = {
@@ -188,6 +190,8 @@ def find_price(
     if model.partition("/")[0] in IN_PROCESS:
         return FREE
     entry = find_entry(model) or {}
+    if not entry.get(_OUTPUT, True) and not _FREE.fullmatch(model):  # the list has 0 for prices that it does not know
+        return None
     fee = _usd(entry.get(_REQUEST) or 0) + _search_fee(model, entry, params or {})
     at_tier = entry if tier == "standard" else _at_tier(entry, tier, model.partition("/")[0])
     if not hour:

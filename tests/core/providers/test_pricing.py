@@ -49,6 +49,25 @@ def test_an_unknown_model_has_no_price(model: str) -> None:
     assert find_price(model) is None
 
 
+@pytest.mark.parametrize(
+    ("model", "is_free"),
+    [
+        ("ollama/llama3.1", True),
+        ("lemonade/gpt-oss-20b-mxfp4-GGUF", True),
+        ("opencode_go/beam-free", True),
+        ("ollama/gpt-oss:20b-cloud", False),
+        ("sagemaker/meta-textgeneration-llama-2-7b-f", False),
+        ("vertex_ai/meta/llama-3.1-70b-instruct-maas", False),
+        ("cohere/command-a-plus-05-2026", False),
+        ("together_ai/together/Tev1-4B-experimental", False),
+    ],
+)
+def test_a_listed_zero_is_a_price_only_where_models_are_free(model: str, *, is_free: bool) -> None:
+    """On servers of one's own and under names that say so; elsewhere the list has 0 for what it does not know."""
+    assert (find_entry(model) or {})["output_cost_per_token"] == 0
+    assert find_price(model) == (FREE if is_free else None)
+
+
 def test_a_model_priced_otherwise_than_by_token_has_no_price() -> None:
     """A list entry without a price per token, such as an image model's, is not free."""
     assert find_price("openai/dall-e-3") is None
