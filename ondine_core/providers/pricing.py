@@ -49,6 +49,8 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
     "cohere": ("cohere_chat",),
 }
 """Prefixes of further names that the data file has for a provider, by the name under which the provider is called."""
+_ROUTE = re.compile(r"^bedrock/(?:chat_completions|converse|invoke)/")
+"""How litellm's names say by which API of a provider a model is asked, which changes neither price nor limits."""
 _SEARCHES = ("web_search_options", "search_parameters", "enable_search", "plugins")
 _ROUTER = re.compile(r"model[-_]router")
 _PAID_TOOL = re.compile(r"search|code_interpreter|code_execution|grounding|url_context", re.IGNORECASE)
@@ -247,7 +249,7 @@ def find_entry(model: str) -> Mapping[str, Any] | None:
 
     A name for the latest model of a family stands for the model that it means.
     """
-    listed = _listed_name(model)
+    listed = _listed_name(model) or _listed_name(_ROUTE.sub("bedrock/", model))
     return None if listed is None else model_facts()[listed]
 
 

@@ -84,13 +84,19 @@ def test_list_entry_has_window_and_reply_length() -> None:
     [
         ("bedrock/anthropic.claude-sonnet-4-6", "anthropic.claude-sonnet-4-6"),
         ("bedrock/us.anthropic.claude-sonnet-4-6", "us.anthropic.claude-sonnet-4-6"),
+        ("bedrock/converse/us.anthropic.claude-sonnet-4-6", "us.anthropic.claude-sonnet-4-6"),
+        ("bedrock/invoke/anthropic.claude-sonnet-4-6", "anthropic.claude-sonnet-4-6"),
         ("vertex_ai/gemini-2.5-pro", "gemini-2.5-pro"),
         ("cohere/command-a-03-2025", "command-a-03-2025"),
     ],
 )
 def test_a_model_is_found_under_each_name_that_the_list_has_for_its_provider(model: str, listed: str) -> None:
-    """The list says `bedrock_converse` or `vertex_ai-language-models` where a model's name says its provider."""
+    """The list says `bedrock_converse` or `vertex_ai-language-models` where a model's name says its provider.
+
+    An API of the provider that the name says is no part of the listed name, but of the name that is sent.
+    """
     assert find_entry(model) is model_facts()[listed]
+    assert find_sent_name(ModelSpec(model)) == model.partition("/")[2]
     assert find_price(model) is not None
     assert find_entry(f"openai/{listed}") is None
 
