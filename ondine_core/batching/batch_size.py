@@ -44,7 +44,7 @@ class AdaptiveSize:
         streak: Good calls of `rows` rows since it last changed.
         due: The streak at which the next probe leaves.
         probe_after: The streak that a probe which failed last made the next one wait for.
-        credit: Good calls, those that bad ones used up apart.
+        credit: Good calls, minus those that bad calls have used up.
     """
 
     rows: int
@@ -80,7 +80,7 @@ def take_rows(size: AdaptiveSize) -> tuple[int, AdaptiveSize]:
 def adapt(size: AdaptiveSize, *, rows: int, unanswered: int, latency_s: float = 0.0) -> AdaptiveSize:
     """Learn from the outcome of a call.
 
-    Only calls that ask their rows for the first time are evidence: what is asked again is so for what is in it.
+    Only calls that ask their rows for the first time count: rows are asked again because of their content.
 
     `unanswered` of its rows have no answer after it: all of them if the reply was cut, unreadable or lost.
     """

@@ -28,7 +28,7 @@ class CalibrationPlan:
     """How a run is calibrated.
 
     Args:
-        rows: How many rows are asked in both ways; at least as many as go into one call are.
+        rows: How many rows are asked in both ways, at least those of one call.
         min_agreement: The share of rows that has to agree in every column that decides.
         on_disagreement: `"lower"` halves the batch size until it is good, `"stop"` does not start the run.
     """

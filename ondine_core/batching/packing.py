@@ -1,4 +1,4 @@
-"""How prompts are grouped into batches: as many as the caller wants and the model has room for, lazily and in order."""
+"""Groups prompts into batches, lazily and in order, within the size that is wanted and the room that the model has."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def _fixed_part(form: RowFormat, task: Task) -> tuple[Message, ...]:
     else:
         instruction = f"Do for each item ({{column}}: its data):\n{prompt.hoisted}"
     ask = form.ask.format(example=form.write([{name_id(task): _EXAMPLE_ID, **dict.fromkeys(fields, "...")}]))
-    # That a field is a text goes without saying.
+    # A field without a description is a text.
     telling = {name: kind for name, kind in fields.items() if kind != ANY_TEXT}
     about = "" if form.structured or not telling else f"\nFields: {orjson.dumps(telling).decode()}"
     system = "\n\n".join(filter(None, (prompt.system, f"{instruction}\n{ask}{about}")))

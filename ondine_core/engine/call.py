@@ -45,7 +45,7 @@ _NOT_KNOWN = Charge(None)
 class PendingCall:
     """A call that may leave, what it holds until it ends, and what is known of how it ends.
 
-    `start` sets the tier of the `call`. If not to `keep`, its answers do not go to the store; the ledger has it anyway.
+    `start` sets the tier of the `call`. Unless `keep`, its answers are not stored; the ledger has the call anyway.
 
     Attributes:
         taken: Prompts for which it must not leave.

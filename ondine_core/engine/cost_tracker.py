@@ -55,7 +55,7 @@ class CostTracker:
     def exceeded(self, call: Call, usd: Decimal) -> None:
         """Take note that `call` cost more than its bound: of a provider that does so, later bounds are as much larger.
 
-        Some count reasoning apart from the bound on output tokens, or add to the prompt what was not sent.
+        Some do not count reasoning towards the bound on output tokens, or add text of their own to the prompt.
         """
         bound = self._list_bound(call)
         if bound:

@@ -18,7 +18,7 @@ _CONTAINERS = 20_000
 
 
 class _Runs:
-    """How many runs want it so, and what held before the first of them."""
+    """How many runs have it set, and the thresholds before the first of them."""
 
     lock = make_lock()
     count = 0
@@ -27,7 +27,7 @@ class _Runs:
 
 @contextmanager
 def rare_garbage_collection() -> Iterator[None]:
-    """Let the collector look at new containers less often, in the whole process, until no run wants it any more."""
+    """Let the collector look at new containers less often, in the whole process, until the last of these runs ends."""
     with _Runs.lock:
         if not _Runs.count:
             _Runs.before = gc.get_threshold()

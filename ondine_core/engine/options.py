@@ -1,4 +1,4 @@
-"""What a run works with, apart from what an answer means: store, limits, prices, caps, observers, time and chance."""
+"""The options of a run that do not change what an answer means: store, limits, prices, caps, observers, clock."""
 
 from __future__ import annotations
 

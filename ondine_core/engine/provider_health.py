@@ -48,8 +48,8 @@ class ProviderHealth:
         self._replied = self._answered = False
         self._no_capacity_since: float | None = None  # and no reply since
         self._failing: set[tuple[Key, ...]] = set()  # since the last reply
-        self._lost: set[Key] = set()  # prompts of which a larger batch lost as many calls as it may
-        self._overdue: set[Key] = set()  # prompts of which a larger batch failed for longer than an outage may last
+        self._lost: set[Key] = set()  # prompts of larger batches that lost the most calls allowed
+        self._overdue: set[Key] = set()  # prompts of larger batches that failed for longer than an outage may last
         self._doubted: FatalError | None = None
         self._doubts = 0
         self._unreachable_in_a_row = 0

@@ -54,7 +54,7 @@ class Budget:
         run: Id of the run, which has a budget of its own if the limit is per run.
         store: Keeps the numbers.
         clock: Its wall clock says what day it is.
-        on_threshold: Told in a sentence, once among all processes, that a share of the cap is spent.
+        on_threshold: Called with a sentence, once among all processes, when a share of the cap is spent.
         wait_timeout_s: How long to wait without a release by calls of other processes before these count as lost.
     """
 

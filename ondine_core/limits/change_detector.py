@@ -52,7 +52,7 @@ class Refusals:
 
     per_s: float
     in_flight: int | None  # the limit on calls in flight that explains them
-    by_chance: bool  # whether as many calls are refused at any rate
+    by_chance: bool  # whether the same share of calls is refused at any rate
 
 
 class ChangeDetector:
@@ -150,7 +150,7 @@ class ChangeDetector:
 
 
 def _find_limit(period: list[_JudgedCall]) -> int | None:
-    """The limit on calls in flight with as many of which calls are refused, and with fewer are answered."""
+    """The number of calls in flight at which calls are refused and below which they are answered, if there is one."""
     refused = sorted(judged.occupancy for judged in period if judged.call.is_refused)
     answered = [judged.occupancy for judged in period if judged.call.outcome == "answered"]
     limit = refused[int(_MISPLACED * len(refused))]

@@ -1,10 +1,10 @@
 """Decides when the next call may leave, from how earlier calls ended; it tells no time and does not wait.
 
 Calls in flight grow while calls are answered. When more calls are refused than usual (`ChangeDetector`), their
-occupancy, the calls that were in flight as they left, tells what is limited. A provider that limits the calls in flight
-refuses those that find as many there, and no others, so the limit is seen at once. Otherwise it limits the rate: calls
-are then spaced at the rate at which others were let through meanwhile. If the same share is refused at each lower rate,
-refusals are due to chance and nothing is limited. A limit of either kind is kept, then raised until calls are refused
+occupancy, the number of calls in flight as they left, shows what is limited. A provider that limits calls in flight
+refuses exactly the calls above its limit, so the limit is seen at once. Otherwise it limits the rate: calls are then
+spaced at the rate at which others were let through meanwhile. If the same share is refused at each lower rate, refusals
+are due to chance and nothing is limited. A limit of either kind is kept, then raised until calls are refused
 again (`ProbedLimit`). When the latest calls all fail, calls stop, and one at a time probes.
 """
 

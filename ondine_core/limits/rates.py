@@ -29,8 +29,8 @@ class Rates:
     Args:
         requests_per_minute: Calls a minute.
         tokens_per_minute: Tokens a minute, input and output together.
-        burst: Requests that may leave at once after a pause, and with them as many tokens as the token rate brings
-            while the request rate brings as many requests. 1 means no burst, of requests or of tokens.
+        burst: Requests that may leave at once after a pause, with the tokens that the token rate allows in the time in
+            which the request rate allows these requests. 1 means no burst, of requests or of tokens.
     """
 
     requests_per_minute: float | None = None
@@ -142,7 +142,7 @@ class RateReports:
     tokens_s: float = 0.0
 
     def used(self, more_s: float, now: float) -> RateReports:
-        """Heard that a call took `more_s` seconds of the token rate more than was booked, or less."""
+        """Add that a call took `more_s` seconds of the token rate more than was booked, or less."""
         return replace(self, since=self.since or now, tokens_s=self.tokens_s + more_s)
 
     def applied(self, queue: Queue, now: float) -> Queue:

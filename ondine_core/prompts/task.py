@@ -28,7 +28,7 @@ _KEY_FORMAT = b"ondine-1"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """Everything that decides what an answer means, the row apart. Two are the same only if they are one object."""
+    """Everything that decides what an answer means, except the row. Two are the same only if they are one object."""
 
     prompt: CompiledPrompt
     schema: OutputSchema

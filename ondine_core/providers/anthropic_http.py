@@ -48,7 +48,7 @@ def connect_anthropic(spec: ModelSpec, name: str) -> ChatModel:
 
 
 def anthropic_endpoint(spec: ModelSpec) -> Endpoint:
-    """Where messages are posted, and as whom."""
+    """The address to which messages are posted, and the headers that identify the caller."""
     headers = constant(find_anthropic_key(spec)), plain_headers(spec)
     return Endpoint(find_anthropic_address(spec), spec.max_call_s, *headers, _ADVICE)
 

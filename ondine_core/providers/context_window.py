@@ -61,7 +61,7 @@ MAX_TOKENS_A_MESSAGE = 16
 
 
 def estimate_tokens(text: str) -> int:
-    """Tokens of `text` in no model's encoding in particular: half as many as it has bytes in UTF-8.
+    """Estimate the tokens of `text` for any model: half the number of its bytes in UTF-8.
 
     Measured with the encodings of GPT-3.5 to GPT-5, prose has 2.4 to 10 bytes a token in any of ten languages, code 4
     and JSON 2.1. Random characters have down to 1.1: a call of nothing but hashes and pictographs may turn out twice as

@@ -1,4 +1,4 @@
-"""Requests to a provider over aiohttp: where they go, who sends them, and connections on which each is sent once."""
+"""Sends requests to a provider over aiohttp, each once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Endpoint:
 
     @property
     def address(self) -> Address:
-        """Whom requests go to, as far as failures tell."""
+        """What errors say of the server."""
         return Address(urlsplit(self.url).netloc.rpartition("@")[2], self.timeout_s, self.advice)
 
 

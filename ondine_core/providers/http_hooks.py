@@ -68,7 +68,7 @@ _watch: ContextVar[Watch | None] = ContextVar("ondine_watch", default=None)
 
 @contextmanager
 def watch() -> Iterator[Watch]:
-    """Watch the call made in here; litellm neither logs it nor reports it to anybody.
+    """Watch the call made in here; litellm neither logs nor reports it.
 
     Its public `no-log` takes three times the CPU (measured: 22 ms a call, not 8), since it prepares what it drops.
     """
@@ -90,7 +90,7 @@ async def _on_request(request: httpx.Request) -> None:
 
     target = f"{request.method} {request.url}"
     if request.method == "POST" and target in seen.left:
-        raise httpx.ReadError("A call leaves once; who retries it decides whether it leaves again.")
+        raise httpx.ReadError("A call leaves once; its caller decides whether it is made again.")
     seen.left.add(target)
     request.headers["accept-encoding"] = "identity"
     seen.host = request.url.netloc.decode("ascii", "replace").rpartition("@")[2]
@@ -162,7 +162,7 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def response_behind(error: BaseException) -> Response | None:
-    """The response that `error` comes from, for the few providers to whom litellm does not send by a client of ours."""
+    """The response that `error` comes from, for the few providers for which litellm does not use our client."""
     import httpx
 
     for link in reversed(_chain(error)):

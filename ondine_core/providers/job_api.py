@@ -84,7 +84,7 @@ class JobApi(Protocol):
 
     Attributes:
         limits: The most that one job may hold.
-        account: Tells accounts apart without telling the key.
+        account: Identifies the account without disclosing the key.
         create_timeout_s: Seconds after which a request that creates a job has been read or never will be.
     """
 

@@ -25,7 +25,7 @@ class ScriptedModel:
         answers: A function from the last message's text to the answer; or a mapping whose first key found in that text
             names it. An answer is a text, or anything JSON can carry, or a `Reply` for full control.
         latency_s: Seconds each reply takes.
-        faults: What befalls the first calls, one item a call: an exception to raise, or `None` to answer normally.
+        faults: How the first calls end, one item a call: an exception to raise, or `None` to answer normally.
         max_batch_size: Most prompts a call may carry. By default each comes in a call of its own, whatever the asset's
             `batch_size`, so that a script need not know how rows travel.
         name: What it is called in keys and reports. Scripts that share a store and answer differently need other names.

@@ -1,4 +1,4 @@
-"""What the user says of a model, checked before any call is made.
+"""Checks what the user sets for a model, before any call is made.
 
 Every error is a `ConfigError` that names the value and what to do; all `connect` functions raise it.
 """

@@ -55,7 +55,7 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
                 counts.setdefault(name, _count(value))
     sent, received = _largest(counts, _SENT), _largest(counts, _RECEIVED)
     read, written = _largest(counts, _READ) or 0, _largest(counts, _WRITTEN) or 0
-    # Beside Anthropic's name for the prompt, what was read from and written to the cache is counted apart.
+    # Where the prompt has Anthropic's name, tokens read from and written to the cache are not included in it.
     if sent is not None and "prompt_tokens" not in counts and {_READ_APART, _WRITTEN_APART} & counts.keys():
         sent += read + written
     is_complete = None not in counts.values() and bool(sent) and received is not None
@@ -99,7 +99,7 @@ def _reconcile(usage: Usage, total: int | None) -> Usage:
     missing = 0 if total is None else total - sent - received
     if not missing and cached <= sent and thought <= received:
         return usage
-    # Most count thinking and the cache within the other parts; xAI, Gemini and some gateways apart from them.
+    # Most include thinking and the cache in the other parts; xAI, Gemini and some gateways do not.
     if missing > 0 and missing == thought != cached:
         return replace(usage, output_tokens=received + thought)
     if missing > 0 and missing == cached > sent:

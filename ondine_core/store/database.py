@@ -92,4 +92,4 @@ class Database(Protocol):
         """Give the space of deleted rows back."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection."""

@@ -1,4 +1,4 @@
-"""The Postgres driver, loaded only where a Postgres URL is given, and what it may say: never a password."""
+"""Loads the Postgres driver when a Postgres URL is given, and explains its errors without showing a password."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LIVENESS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
-"""A server that vanished without a word is noticed within half a minute; the URL may say otherwise."""
+"""A server that does not close its connections when it disappears is noticed in half a minute; the URL may change it."""
 _ENCODING = {"client_encoding": "UTF8"}
-"""Whatever the server has for this user, or the environment says: names would not be read, or could not be written."""
+"""In another encoding, which the server or the environment may have as its default, some names cannot be written."""
 
 _ON_ITS_WAY = re.compile(
     "starting up|shutting down|recovery mode|not yet accepting|too many|slots are reserved"

@@ -161,8 +161,8 @@ def prune_jobs(database: Database, before: float, asset: str | None, *, dry_run:
         jobs, waits = find()
         database.run_in("DELETE FROM ondine.jobs WHERE job IN ?", jobs)
         for one in waits:
-            whom = (one.origin.asset, one.origin.partition, one.last_run)
-            database.run("DELETE FROM ondine.job_waits WHERE asset = ? AND partition = ? AND last_run = ?", whom)
+            key = (one.origin.asset, one.origin.partition, one.last_run)
+            database.run("DELETE FROM ondine.job_waits WHERE asset = ? AND partition = ? AND last_run = ?", key)
         return jobs, waits
 
     jobs, waits = database.read(find) if dry_run else database.write(remove)
@@ -264,7 +264,7 @@ def job_process(job: bytes) -> Process:
 
 
 def hold_budgets(database: Database, job: bytes, cells: Mapping[str, int], amounts: Sequence[int], at: float) -> int:
-    """Charge every budget with as many of `amounts`, from the first on, as fit; returns how many.
+    """Charge every budget with the first of `amounts` that fit together; returns how many.
 
     `cells` has the most units of each budget by the name of its numbers, `amounts` the units of each request.
     """

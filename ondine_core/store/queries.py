@@ -336,7 +336,7 @@ def _ended_before(numbers: bytes, before: float) -> bool:
     try:
         return bool(orjson.loads(numbers)[1] < before)
     except (IndexError, TypeError, ValueError):
-        return True  # damaged, and of no use to anybody
+        return True  # damaged
 
 
 def read_all_answers(database: Database, *, since: float = 0.0, asset: str | None = None) -> Iterator[Row]:

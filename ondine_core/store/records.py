@@ -29,12 +29,12 @@ CALL_COLUMNS = (
     *("keys", "sent_at", "at_most_pico_usd", "batch"),
 )
 LINE_COLUMNS = ("run", "asset", "partition", "model", "stage", "outcome", "day")
-"""What tells the lines of the ledger apart."""
+"""The columns that identify a line of the ledger."""
 AMOUNT_COLUMNS = (
     *("calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cache_write_tokens"),
     *("pico_usd", "unpriced_calls", "at_most_calls", "paid_twice"),
 )
-"""What they add up."""
+"""The sums in a line of the ledger."""
 
 _KEY_BYTES = 16
 ORIGIN_BYTES = 8

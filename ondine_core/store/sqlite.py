@@ -269,7 +269,7 @@ class SqliteDatabase(Database):
         return int(pages)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._log_sync is not None:
             self._log_sync.close()
         with self._explained():

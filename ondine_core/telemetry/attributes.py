@@ -1,4 +1,4 @@
-"""What spans say: attributes named as OpenTelemetry's conventions for generative AI have it, ours under `ondine.`.
+"""The attributes of spans, named by OpenTelemetry's conventions for generative AI, and ours under `ondine.`.
 
 The conventions change; this module is where they are written down (release 1.42 of the conventions).
 """

@@ -1,7 +1,7 @@
 """Which ordinary calls an observer receives one by one; the others are gathered into one event.
 
-A run of a million rows makes a million calls. No tool shows as many, and an event for each costs more than gathering
-them does. So each observer says how many it wants, which are chosen here. Whatever is not ordinary is passed on.
+A run of a million rows makes a million calls. No tool shows a million events, and an event for each costs more than
+gathering them does. So each observer says how many it wants, which are chosen here. Other calls are all passed on.
 """
 
 from __future__ import annotations

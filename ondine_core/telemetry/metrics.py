@@ -58,7 +58,7 @@ class Distribution:
 
 Value = TypeVar("Value")
 Series: TypeAlias = list[tuple[Mapping[str, str | int], Value]]
-"""What tells each series of an instrument apart from the others, and what it has come to."""
+"""The labels and the value of each series of an instrument."""
 
 _MODEL = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "server.address", "server.port")
 _SECONDS = tuple(0.01 * 2**power for power in range(14))

@@ -1,4 +1,7 @@
-"""How the values of a row are written into a prompt: alike in every process, or what is known would be paid again."""
+"""Writes the values of a row as text of a prompt.
+
+The text must be the same in every process: another prompt is asked, and paid for, again.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 _MISSING = frozenset({"None", "nan", "NaT", "<NA>"})
-"""How the kinds of missing value write themselves; to a model they would read as words."""
+"""The texts of missing values; a model would read them as words."""
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+>")
 
 
@@ -62,7 +65,7 @@ def _plain(value: Any) -> Any:
 
 
 def in_order(values: Collection[Any]) -> list[Any]:
-    """The elements of a set in a fixed order: its own differs in every process, and another prompt is paid again."""
+    """The elements of a set in a fixed order, since its own order differs from process to process."""
     return sorted(values, key=lambda value: (write_cell(value), type(value).__name__))
 
 
@@ -80,7 +83,7 @@ def with_sorted_sets(value: Any) -> Any:
 
 
 def ensure_deterministic(value: Any) -> Any:
-    """`value` (bytes as text), if it writes itself alike in every process, rather than with its address in memory."""
+    """`value`, bytes as text; an error if its text has its address in memory, which differs from process to process."""
     if isinstance(value, BYTES):
         return decode(value)
     if isinstance(value, dict | list | tuple):

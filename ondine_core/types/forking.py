@@ -1,4 +1,4 @@
-"""What a fork of the process must not copy in the middle of its use: locks, event loops, connections to SQLite.
+"""Protects locks, event loops and connections to SQLite when the process is forked while they are in use.
 
 Functions of the user's, and libraries that they call, may fork while the threads of a run are at work.
 """

@@ -23,9 +23,9 @@ class JobRecord:
     Args:
         job: Its identity, 8 bytes; the identities of its calls begin with them.
         task: What is asked, see `CallStarted.task`.
-        origin: For whom it was begun.
+        origin: The run, asset and partition that it was begun for.
         model: The model that is asked.
-        account: Tells the provider's accounts apart without telling the key.
+        account: Identifies the account at the provider without disclosing the key.
         owner: The process that began it, see `Process`.
         created_at: When it was begun, in seconds since the epoch.
         answer_by: When it is to be cancelled if it has not ended, in seconds since the epoch; `None` for never.

@@ -1,4 +1,4 @@
-"""The nouns of bookkeeping, frozen: every call is noted before it leaves and settled once its outcome is seen.
+"""Frozen values of the ledger: every call is recorded before it leaves and settled once its outcome is seen.
 
 A call that was started and never finished is what a crash may have cost, so the ledger is exact after one. What is made
 for every call is a named tuple, here and in the engine: a frozen dataclass takes four times as long.
@@ -37,8 +37,8 @@ class RunStarted:
         run: What the identities of all its calls begin with, 8 bytes.
         task: What it asks, see `CallStarted.task`.
         process: Where it is; empty for a batch job, which is in no process.
-        lease: The lease it holds; a run that had it before has lost it, and what it has in flight is anybody's.
-        origin: For whom it asks.
+        lease: The lease it holds. A run that held it before has lost it, and its prompts in flight may be asked again.
+        origin: The run, asset and partition that ask.
         definition: What it asks, without the rows; see `definition.write_definition`.
     """
 
@@ -55,7 +55,7 @@ class CallStarted(NamedTuple):
 
     Args:
         call: Its identity, 16 bytes that no other call has.
-        origin: For whom it is made.
+        origin: The run, asset and partition that it is made for.
         model: The model that is asked.
         stage: Why it is made.
         keys: The prompts it carries.
@@ -104,10 +104,10 @@ class CallFinished(NamedTuple):
         answers: Prompts it settled with an answer.
         failures: Prompts it settled for good without one.
         paid_twice: How many of the answers had been asked for before by a call whose outcome was never seen.
-        reuse_since: Answers of before this moment were not taken, in seconds since the epoch; against these a failure
-            counts, against later ones it does not.
+        reuse_since: Answers from before this moment (seconds since the epoch) were not reused: a failure replaces them,
+            but not later ones.
         at_most: Whether the true cost may be less than `usd`.
-        replies: What the model replied to some of the prompts that failed, as it may be kept.
+        replies: The replies to some of the prompts that failed, sanitized, to be kept.
     """
 
     sent: CallStarted

@@ -36,7 +36,7 @@ class ChatModel(Protocol):
         """
 
     async def aclose(self) -> None:
-        """Let go of connections and memory."""
+        """Close connections and free memory."""
 
 
 @runtime_checkable
@@ -63,7 +63,7 @@ class AnswerStore(Protocol):
         """Announce a run, so that no prompt of its task is in flight in two; returns the others and where they are."""
 
     async def leave(self, *runs: bytes) -> None:
-        """Take back that some runs were announced; what they still have in flight is anybody's."""
+        """Withdraw the announcement of some runs; other runs may then ask the prompts that they have in flight."""
 
     async def send(self, sent: CallStarted) -> frozenset[Key] | None:
         """Note that a call leaves; returns once the note would survive a kill, and all that was asked before it.

@@ -1,4 +1,4 @@
-"""Suggests the name that was perhaps meant where one is not known."""
+"""Suggests known names that are close to an unknown one."""
 
 from __future__ import annotations
 

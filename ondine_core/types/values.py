@@ -1,6 +1,6 @@
-"""The nouns of the pipeline, frozen.
+"""Frozen values that the stages of the pipeline exchange.
 
-Stages pass these values to one another; nothing here decides or acts, so every other module may import this one.
+Nothing here decides or acts, so every other module may import this one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ModelSpec:
         temperature: Sampling temperature; `None` leaves it to the provider.
         max_output_tokens: Maximum number of tokens of a reply; `None` leaves it to the provider.
         params: Further request fields, sent as they are (`top_p`, `seed`, ...).
-        settings: What only this provider knows of, such as an API version; it says itself what is valid.
+        settings: Options of this provider only, such as an API version; the provider's module checks them.
         provider_name: What the provider is called in reports, where the model's name does not tell.
         tier: The provider's price class; not every model has every one.
         prompt_cache: Whether the provider is asked to cache the fixed part of prompts: `"auto"`, `"off"`, or `"1h"`,
@@ -187,7 +187,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A validated value for one prompt, and how it was come by.
+    """A validated value for one prompt, and how it was obtained.
 
     Args:
         values: Output column to JSON value.
@@ -231,7 +231,7 @@ class Failure:
 
 
 Outcome: TypeAlias = Answer | Failure
-"""What asking a prompt comes to."""
+"""The result of asking a prompt."""
 
 RetriedReason: TypeAlias = Literal["invalid", "truncated", "refused"]
 """The reasons of failures that are kept, so that it is a choice whether their rows are asked again."""
@@ -255,7 +255,7 @@ RowOutcome: TypeAlias = Outcome | Skipped
 class Item:
     """A unique prompt on its way.
 
-    `fields` are the values of its placeholders, as texts, for when the instructions travel apart from them.
+    `fields` are the values of its placeholders, as texts, for calls that have the instructions only once.
     """
 
     key: Key

@@ -74,7 +74,7 @@ def check_specs(checks: Mapping[str, Check], asset: dg.AssetKey) -> list[dg.Asse
 
 
 def labelled_inputs(checks: Mapping[str, Check]) -> dict[str, dg.AssetKey]:
-    """The inputs that labelled rows come by, and their assets."""
+    """The inputs of the step that have labelled rows, and their assets."""
     keys = [check.upstream for check in checks.values()]
     return {labelled_input(key): key for key in keys if key is not None}
 

@@ -45,7 +45,7 @@ def preview(
 
 
 def in_place(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table of at least one and as many of `rows` as Dagster shows without a click."""
+    """A Markdown table of the first `rows`, at least one, that Dagster shows without a click."""
     text = markdown(header, rows)
     while len(text) > SHOWN_IN_PLACE and text.count("\n") > _LINES_OF_ONE_ROW:
         text = text.rpartition("\n")[0]

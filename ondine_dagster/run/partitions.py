@@ -195,7 +195,7 @@ def _readings(value: Any, known: frozenset[str]) -> tuple[str, ...]:
 
 
 def _check_hits(marks: Sequence[tuple[str, ...] | None], column: str, kind: str, keys: Sequence[str]) -> None:
-    """Refuse a column of which no value is a key: every partition would be empty without a word."""
+    """Refuse a column of which no value is a key: every partition would be empty, and nothing would say why."""
     readings = {text for mark in marks if mark is not None for text in mark}
     if readings and readings.isdisjoint(keys):
         examples = ", ".join(map(repr, keys[:_KEYS_SHOWN])) + (", ..." if len(keys) > _KEYS_SHOWN else "")

@@ -18,9 +18,9 @@ from ondine_core.types.progress import Progress
 from ondine_dagster.reporting.metadata import partition_keys, progress_line, progress_metadata
 
 _SHARE_OF_ELAPSED = 0.1
-"""The wait for the next observation grows to this share of the time that the run has taken,"""
+"""The wait for the next observation grows to this share of the time that the run has taken."""
 _MAX_WAIT_S = 600.0
-"""but to no more than this."""
+"""The longest wait for the next observation."""
 _CANCELLED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 

@@ -42,7 +42,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def strip_control(text: str) -> str:
-    """`text` without what cannot be seen, line feeds and tabs apart; half a character pair is `�`."""
+    """`text` without invisible characters, except line feeds and tabs; half a character pair becomes `�`."""
     text = _CONTROLS.sub("", _LINE_ENDS.sub("\n", text))
     return text if text.isascii() else _SURROGATES.sub("\ufffd", _STRAY_JOINERS.sub("", text))
 

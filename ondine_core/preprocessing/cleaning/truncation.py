@@ -42,7 +42,7 @@ class Truncation:
             )
 
     def __call__(self, text: str) -> str:
-        """`text`, or as many of its sentences as fit; of a single long one, as many words."""
+        """`text`, or its first sentences that fit; of a single long sentence, its first words."""
         if len(text.encode("utf-8", "replace")) <= self.max_tokens:  # no token is shorter than a byte
             return text
         count = counter(self.model)

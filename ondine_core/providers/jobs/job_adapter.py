@@ -189,7 +189,7 @@ async def size_of(file: Path) -> int:
 
 
 def fingerprint(secret: str, address: str) -> str:
-    """Tells accounts apart: 12 hexadecimal digits from which neither key nor address can be had."""
+    """Identifies an account by 12 hexadecimal digits, from which neither key nor address can be found."""
     return blake2b(f"{secret}\0{address}".encode(), digest_size=6, person=b"ondine account").hexdigest()
 
 

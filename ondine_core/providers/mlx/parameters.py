@@ -77,5 +77,5 @@ def read_options(spec: ModelSpec) -> Options:
         name = f"{field}[{part[0]!r}]" if part else field
         if first["type"] == "extra_forbidden":
             known = _Params.model_fields if field == "params" else _Settings.model_fields
-            raise ConfigError(f"{name} is nothing that MLX knows; valid are {', '.join(known)}.") from None
+            raise ConfigError(f"{name} is not an option of MLX; valid are {', '.join(known)}.") from None
         raise ConfigError(f"{name}={first['input']!r} is not valid: {first['msg']}.") from None
