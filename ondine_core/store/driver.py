@@ -19,7 +19,7 @@ _LIVENESS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
-"""A server that does not close its connections when it disappears is noticed in half a minute; the URL may change it."""
+"""A server that disappears without closing its connections is noticed in half a minute; the URL can change it."""
 _ENCODING = {"client_encoding": "UTF8"}
 """In another encoding, which the server or the environment may have as its default, some names cannot be written."""
 

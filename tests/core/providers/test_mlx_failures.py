@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"params": {"seed": -1}}, "seed"),
         ({"params": {"repetition_penalty": 0}}, "repetition_penalty"),
         ({"params": {"adapter_path": "nowhere"}}, "is not a folder of a LoRA adapter"),
-        ({"params": {"best_of": 2}}, r"params\['best_of'\] is nothing that MLX knows; valid are top_p, top_k"),
+        ({"params": {"best_of": 2}}, r"params\['best_of'\] is not an option of MLX; valid are top_p, top_k"),
         ({"settings": {"warmup": True}}, "warm_up"),
         ({"settings": {"warm_up": "yes"}}, "should be a valid boolean"),
         ({"settings": {"max_concurrency": 1000}}, "should be less than or equal to 64"),
