@@ -222,6 +222,7 @@ def test_every_argument_of_the_decorator_is_an_attribute() -> None:
         {"max_error_rate": 0.1},
         {"max_cost_usd": 5},
         {"tier": "flex", "prompt_cache": "off"},
+        {"tier": "batch", "answer_by": "06:00 Europe/Berlin"},
         {"clean": ["html", {"truncate": {"max_tokens": 12, "mark": "."}}]},
         {"clean": "html", "sanitize": "redact"},
         {"sanitize": {"mode": "placeholder", "rules": ["email"], "patterns": {"TICKET": r"T-\d{4}"}}},
