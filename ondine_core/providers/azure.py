@@ -17,7 +17,7 @@ from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.providers.azure_credentials import Access, Credential, choose_access
 from ondine_core.providers.http_client import Endpoint
 from ondine_core.providers.openai_http import OpenAIModel
-from ondine_core.providers.openai_servers import check_has_chat
+from ondine_core.providers.openai_servers import check_offered
 from ondine_core.providers.request_form import RequestForm, check_temperature, limit_field_of
 from ondine_core.providers.settings import check_address, check_settings, first_set
 from ondine_core.providers.strict_schema import SchemaSubset
@@ -118,7 +118,7 @@ def find_deployment(
     )
     endpoints = _endpoints(spec)
     if any((urlsplit(endpoint).hostname or "").endswith(_OWN_HOSTS) for endpoint in endpoints.values()):
-        check_has_chat(spec, "Azure")
+        check_offered(spec, "Azure")
     roots = {region: _root(endpoint) for region, endpoint in endpoints.items()}
     return Deployment(access, version, _form(spec, name, version), roots)
 

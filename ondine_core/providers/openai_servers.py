@@ -102,19 +102,35 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
     host = urlsplit(base_url).hostname
     is_openai = host == "api.openai.com"
     if is_openai or host == urlsplit(server.base_url or "").hostname:
-        check_has_chat(spec, "OpenAI" if is_openai else "The provider")
+        check_offered(spec, "OpenAI" if is_openai else "The provider")
     # All models of OpenAI's own server know the new name of the bound, and some only that.
     limit_field = limit_field_of(spec, name, is_renamed=is_openai)
     form = RequestForm(_structure(spec, server), server.subset, limit_field)
     return ServerAccess(base_url, _key(spec, server), form)
 
 
-def check_has_chat(spec: ModelSpec, provider: str) -> None:
-    """Refuse a model that `provider` offers by its Responses API only, by the price list."""
-    if (find_entry(spec.listed_as) or {}).get("mode") == "responses":
+def check_offered(spec: ModelSpec, provider: str) -> None:
+    """Refuse, by the price list, what `provider` does not offer.
+
+    This is a model that it offers by its Responses API only, or an effort that the model does not take.
+    """
+    entry = find_entry(spec.listed_as) or {}
+    if entry.get("mode") == "responses":
         raise ConfigError(
             f"{provider} offers {spec.listed_as!r} by its Responses API only, and Ondine asks by chat completions; "
             "choose another model, or set base_url to a gateway that translates, such as LiteLLM's proxy."
+        )
+    effort = spec.request_params.get("reasoning_effort")
+    levels = entry.get("reasoning_effort_levels")
+    if levels:
+        is_taken = effort is None or effort in levels
+    else:  # other providers than these take the nearest effort that a model has
+        is_exact = spec.dialect in ("azure", "openai")
+        is_taken = not is_exact or entry.get(f"supports_{effort}_reasoning_effort") is not False
+    if not is_taken:
+        known = f"; it takes {', '.join(map(repr, levels))}" if levels else ""
+        raise ConfigError(
+            f"reasoning_effort={effort!r}: by the price list, {spec.listed_as!r} does not take this effort{known}."
         )
 
 

@@ -99,6 +99,27 @@ def test_deployment_without_chat_completions_is_refused_except_behind_a_gateway(
     connect(ModelSpec("azure/mine", KEY, "https://gateway.azure-api.net", settings={"base_model": "gpt-5-pro"}))
 
 
+@pytest.mark.parametrize(
+    ("model", "effort", "why"),
+    [
+        ("openai/gpt-5-mini", "none", "does not take this effort."),
+        ("openai/gpt-6-luna", "minimal", "does not take this effort."),
+        ("azure/gpt-chat-latest", "low", "does not take this effort; it takes 'medium'."),
+        ("mistral/mistral-medium-latest", "medium", "does not take this effort; it takes 'none', 'high'."),
+    ],
+)
+def test_effort_that_the_model_does_not_take_is_refused_except_behind_a_gateway(
+    model: str, effort: str, why: str
+) -> None:
+    """By the price list, with the efforts that it names."""
+    own = "https://mine.openai.azure.com" if model.startswith("azure") else None
+    for given in ({"reasoning_effort": effort}, {"params": {"reasoning_effort": effort}}):
+        with pytest.raises(ConfigError, match=f"reasoning_effort='{effort}': by the price list, '{model}' {why}"):
+            connect(ModelSpec(model, KEY, own, **given))
+    connect(ModelSpec(model, KEY, own))
+    connect(ModelSpec(model, KEY, "https://gateway.azure-api.net", reasoning_effort=effort))
+
+
 @pytest.mark.parametrize("model", ["hosted_vllm/qwen", "openai_compatible/qwen"])
 def test_missing_base_url_is_an_error(model: str) -> None:
     """For providers without an address of their own; the message says so."""
