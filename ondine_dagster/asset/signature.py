@@ -34,6 +34,7 @@ def wrap(
     rest = [parameter for name, parameter in own.items() if name != context_name]
 
     def run_step(context: dg.AssetExecutionContext, arguments: Mapping[str, Any]) -> Results:
+        _check_has_run(function, context)
         llm = arguments[resource_key] if as_parameter else getattr(context.resources, resource_key)
         own_arguments = {one.name: arguments[one.name] for one in rest if one.name in arguments}
         if context_name is not None:
@@ -158,6 +159,18 @@ def _is_resource(parameter: inspect.Parameter) -> bool:
     if isinstance(kind, type):
         return issubclass(kind, dg.ConfigurableResource | dg.ResourceDefinition)
     return typing.get_origin(kind) is Annotated and typing.get_args(kind)[1:] == _RESOURCE_MARK
+
+
+def _check_has_run(function: Callable[..., Any], context: dg.AssetExecutionContext) -> None:
+    """Refuse a call of the asset as a function, whose context has no run."""
+    try:
+        context.run  # noqa: B018
+    except dg.DagsterError:
+        name = function.__name__
+        raise ConfigError(
+            f"{name!r} was called as a function, but its step needs a run; in a test, write dg.materialize([{name}, "
+            "...], resources={'llm': ScriptedModel(...)})."
+        ) from None
 
 
 def _check_resource(function: Callable[..., Any], parameter: inspect.Parameter) -> None:

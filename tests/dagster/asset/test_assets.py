@@ -225,6 +225,13 @@ def test_code_references_of_dagster_name_the_users_function(*, failed_rows: bool
         assert {place.source for place in places} == {f"{__file__}:{moods.__code__.co_firstlineno}"}
 
 
+def test_calling_the_asset_as_a_function_says_how_to_test_it() -> None:
+    """The step needs a run, which such a call does not have."""
+    rows = pd.DataFrame({"review": TEXTS})
+    with pytest.raises(ConfigError, match=r"write dg.materialize\(\[review_sentiment, \.\.\.\], resources="):
+        review_sentiment(dg.build_asset_context(), reviews=rows, llm=ScriptedModel(answer))
+
+
 def test_unknown_argument_gets_a_suggestion() -> None:
     """Among our arguments and Dagster's."""
     for wrong, meant in [("batchsize", "batch_size"), ("group", "group_name"), ("max_cost", "max_cost_usd")]:
