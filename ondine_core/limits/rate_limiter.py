@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from ondine_core.errors import ConfigError, StoreError, TransientError
 from ondine_core.limits.rates import Queue, RateReports, Rates, book
 from ondine_core.types.clock import Clock
+from ondine_core.types.field_types import check_type
 from ondine_core.types.numbers import is_number
 from ondine_core.types.protocols import AnswerStore, Numbers
 
@@ -52,8 +53,9 @@ class RateLimiter:
     """
 
     def __init__(self, name: str, rates: Rates, store: AnswerStore, clock: Clock | None = None) -> None:
-        if not isinstance(rates, Rates):
-            raise ConfigError(f"rates={rates!r} must be Rates(...).")
+        check_type("name of RateLimiter", name, str, ConfigError)
+        check_type("rates of RateLimiter", rates, Rates, ConfigError)
+        check_type("store of RateLimiter", store, AnswerStore, ConfigError)
         clock = clock or Clock()
         self._what, self._name = name, f"rate:{name}"
         self._rates, self._bursts = rates.per_second, rates.bursts

@@ -18,6 +18,8 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.media_limits import MediaLimits
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens
 from ondine_core.providers.wire_text import utf8_length
+from ondine_core.types.field_types import check_type, check_types
+from ondine_core.types.numbers import is_whole
 from ondine_core.types.values import Item, Json, ModelSpec
 
 _MAX_ROWS = 100
@@ -185,6 +187,7 @@ def learn_answer_tokens(capacity: CallCapacity, rows: int, output_tokens: int, *
 
 def suggest_batch_size(capacity: CallCapacity, row_tokens: int, max_rows: int = _MAX_ROWS) -> int:
     """The largest number of rows of `row_tokens` tokens each that fit into one call; at least 1, at most `max_rows`."""
+    _check_size(capacity, row_tokens, max_rows=max_rows)
     return max(1, min([max_rows, *(fitting for _, fitting in _largest(capacity, row_tokens))]))
 
 
@@ -193,8 +196,20 @@ def validate_batch_size(batch_size: int, capacity: CallCapacity, row_tokens: int
 
     It is advice rather than an error: batches are closed before they get too large, so nothing fails.
     """
+    _check_size(capacity, row_tokens, batch_size=batch_size)
     bound = explain_bound(batch_size, capacity, row_tokens)
     return bound and f"{bound}; calls will carry about {suggest_batch_size(capacity, row_tokens, batch_size)} rows."
+
+
+def _check_size(capacity: CallCapacity, row_tokens: int, **rows: int) -> None:
+    """Refuse what is no capacity, no number of tokens, or no number of rows."""
+    check_type("capacity", capacity, CallCapacity, ConfigError)
+    check_types(capacity, ConfigError)
+    if not is_whole(row_tokens, 0):
+        raise ConfigError(f"row_tokens={row_tokens!r} must be a whole number of at least 0.")
+    for name, count in {"answer_tokens": capacity.answer_tokens, **rows}.items():
+        if not is_whole(count, 1):
+            raise ConfigError(f"{name}={count!r} must be a whole number of at least 1.")
 
 
 def explain_bound(batch_size: int, capacity: CallCapacity, row_tokens: int = 0) -> str | None:

@@ -1,4 +1,4 @@
-"""Checks that the values given to a dataclass have the types that it declares.
+"""Checks that the values given to a dataclass or a function have the types that it declares.
 
 The class itself checks ranges and whatever else makes a value valid. A list is taken where a tuple is declared, and any
 number where a certain kind is.
@@ -14,6 +14,8 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ondine_core.types.protocols import AnswerStore
+
 _NAMES: Mapping[Any, str] = {
     NoneType: "None",
     bool: "True or False",
@@ -24,6 +26,7 @@ _NAMES: Mapping[Any, str] = {
     Decimal: "a Decimal",
     Callable: "a function",
     Any: "any value",
+    AnswerStore: "an open store",
 }
 _NUMBERS: Mapping[Any, tuple[type, ...]] = {int: (Integral,), float: (Real, Decimal), Decimal: (Real, Decimal)}
 
@@ -39,10 +42,15 @@ def check_types(owner: Any, error: Callable[[str], Exception], skip: Collection[
         if not field.init or field.name in skip:
             continue
         value, hint = getattr(owner, field.name), hints[field.name]
-        if not _fits(value, hint):
-            raise error(_explain(f"{field.name} of {type(owner).__name__}", value, hint))
+        check_type(f"{field.name} of {type(owner).__name__}", value, hint, error)
         if is_dataclass(hint) and type(value) is hint and not hasattr(value, "__post_init__"):
             check_types(value, error)
+
+
+def check_type(name: str, value: Any, hint: Any, error: Callable[[str], Exception]) -> None:
+    """Raise `error` if the value called `name` is not of the type `hint`; a protocol's has its public attributes."""
+    if not _fits(value, hint):
+        raise error(_explain(name, value, hint))
 
 
 def _explain(name: str, value: Any, hint: Any) -> str:
@@ -68,8 +76,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, _NUMBERS[origin]) and not isinstance(value, bool)
     if parts:
         return value in parts if origin is Literal else _holds(value, origin, parts)
-    is_checked = isinstance(origin, type) and origin is not Any and not getattr(origin, "_is_protocol", False)
-    return isinstance(value, origin) if is_checked else True
+    if getattr(origin, "_is_protocol", False):
+        return all(hasattr(value, name) for name in vars(origin) if not name.startswith("_"))
+    return isinstance(value, origin) if isinstance(origin, type) and origin is not Any else True
 
 
 def _holds(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:

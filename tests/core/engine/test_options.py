@@ -31,7 +31,12 @@ from ondine_core.limits.budget import Budget
 from ondine_core.limits.rate_limiter import RateLimiter
 from ondine_core.preprocessing.cleaning import truncate
 from ondine_core.providers import connect
-from ondine_core.providers.context_window import get_context_limit
+from ondine_core.providers.context_window import (
+    CallCapacity,
+    get_context_limit,
+    suggest_batch_size,
+    validate_batch_size,
+)
 from ondine_core.telemetry import register_observer
 
 
@@ -56,7 +61,7 @@ def test_store_is_a_path_or_an_open_store(tmp_path: Path) -> None:
 async def hold_back(**arguments: Any) -> None:
     """Use a rate limiter."""
     with open_store(":memory:") as store:
-        limiter = RateLimiter("name", arguments.get("rates", Rates()), store)
+        limiter = RateLimiter("name", arguments.get("rates", Rates()), arguments.get("store", store))
         await limiter.hold_off(arguments.get("seconds", 0.0))
         await limiter.acquire(1, arguments.get("timeout_s"))
 
@@ -72,9 +77,24 @@ CALLED_WITH: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
     "Sanitizer": (Sanitizer, {"rules": 5}),
     "truncate": (partial(truncate, 50), {"mark": 5, "model": b"m"}),
     "ScriptedModel": (partial(ScriptedModel), {"answers": 5, "latency_s": "x", "faults": [5], "sleep": 5}),
-    "RateLimiter": (lambda **given: asyncio.run(hold_back(**given)), {"rates": 5, "seconds": "x"}),
+    "RateLimiter": (lambda **given: asyncio.run(hold_back(**given)), {"rates": 5, "seconds": "x", "store": "x"}),
     "acquire": (lambda **given: asyncio.run(hold_back(**given)), {"timeout_s": "x"}),
-    "Budget": (lambda **given: Budget(**{"cap": 5, "run": "r", "store": None, **given}), {"cap": 5}),
+    "Budget": (
+        lambda **given: Budget(**{"cap": BudgetLimit(Decimal(1)), "run": "r", "store": None, **given}),
+        {"cap": 5, "store": "x"},
+    ),
+    "suggest_batch_size": (
+        lambda **given: suggest_batch_size(**{"capacity": CallCapacity(), "row_tokens": 1, **given}),
+        {"capacity": {}, "row_tokens": "x", "max_rows": "x"},
+    ),
+    "validate_batch_size": (
+        lambda **given: validate_batch_size(**{"batch_size": 1, "capacity": CallCapacity(), **given}),
+        {"batch_size": "x", "capacity": {}, "row_tokens": "x"},
+    ),
+    "CallCapacity": (
+        lambda **given: validate_batch_size(1, CallCapacity(**given)),
+        {"window_tokens": "x", "answer_tokens": 0},
+    ),
     "connect": (lambda model: connect(ModelSpec(model)), {"model": 5}),
     "open_store": (partial(open_store, ":memory:"), {"wait_timeout_s": "x"}),
     "preset": (lambda **given: preset(given["name"]), {"name": ["a"]}),
