@@ -13,7 +13,7 @@ from importlib import import_module
 from ondine_core.errors import ConfigError
 from ondine_core.providers.model_data import provider_names
 from ondine_core.providers.openai_servers import SERVERS
-from ondine_core.providers.pricing import find_entry, find_sent_name
+from ondine_core.providers.pricing import check_name, find_entry, find_sent_name
 from ondine_core.providers.settings import check_fields, check_params
 from ondine_core.providers.tiers import check_tier
 from ondine_core.providers.wire_text import check_text, storable_text
@@ -30,8 +30,7 @@ def connect(spec: ModelSpec) -> ChatModel:
         ConfigError: The provider is unknown, its key or address is missing, it knows no such setting, the model has
             no such price tier, a field is not valid, or `params` has what is decided elsewhere.
     """
-    if not isinstance(spec.model, str):
-        raise ConfigError(f"model is a {type(spec.model).__name__}; write provider/name, as in 'openai/gpt-6-luna'.")
+    check_name(spec.model)
     check_fields(spec)
     check_text((spec.model, spec.base_url or ""), "model")
     if storable_text(spec.api_key or "") != (spec.api_key or ""):

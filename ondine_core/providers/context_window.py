@@ -34,8 +34,6 @@ def get_context_limit(model: str) -> int | None:
     For many models the file means prompt and reply together, for some the prompt alone. It is taken for both together,
     which never promises room that is not there.
     """
-    if not isinstance(model, str):
-        raise ConfigError(f"model is a {type(model).__name__}; write provider/name, as in 'openai/gpt-6-luna'.")
     entry = find_entry(model) or {}
     # Old entries have but one figure, which the file's legend says to take instead.
     return _whole(entry.get("max_input_tokens")) or _whole(entry.get("max_tokens"))

@@ -189,9 +189,9 @@ def find_price(
     A model without listed prices at `tier` has none there. `params` may change the fee of a request; with `hour`,
     prompts are kept in the provider's cache for an hour, which may cost more.
     """
+    entry = find_entry(model) or {}
     if model.partition("/")[0] in IN_PROCESS:
         return FREE
-    entry = find_entry(model) or {}
     if not entry.get(_OUTPUT, True) and not _FREE.fullmatch(model):  # the list has 0 for prices that it does not know
         return None
     fee = _usd(entry.get(_REQUEST) or 0) + _search_fee(model, entry, params or {})
@@ -248,9 +248,19 @@ def find_entry(model: str) -> Mapping[str, Any] | None:
     """What the data file says of `model`, named as in `openai/gpt-4o-mini`; `None` when it does not know it.
 
     A name for the latest model of a family stands for the model that it means.
+
+    Raises:
+        ConfigError: `model` is no text.
     """
+    check_name(model)
     listed = _listed_name(model) or _listed_name(_ROUTE.sub("bedrock/", model))
     return None if listed is None else model_facts()[listed]
+
+
+def check_name(model: Any) -> None:
+    """Refuse a name of a model that is no text."""
+    if not isinstance(model, str):
+        raise ConfigError(f"model is a {type(model).__name__}; write provider/name, as in 'openai/gpt-6-luna'.")
 
 
 def find_sent_name(spec: ModelSpec) -> str:

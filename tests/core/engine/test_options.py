@@ -37,6 +37,7 @@ from ondine_core.providers.context_window import (
     suggest_batch_size,
     validate_batch_size,
 )
+from ondine_core.providers.pricing import find_price
 from ondine_core.telemetry import register_observer
 
 
@@ -100,6 +101,7 @@ CALLED_WITH: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
     "preset": (lambda **given: preset(given["name"]), {"name": ["a"]}),
     "load_presets": (load_presets, {"path": 5}),
     "get_context_limit": (get_context_limit, {"model": 5}),
+    "find_price": (find_price, {"model": 5}),
     "register_observer": (register_observer, {"name": ["a"]}),
 }
 
