@@ -12,41 +12,35 @@ from collections.abc import Sequence
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.template_syntax import MEDIA_KINDS
 
-_KIND = f"(?::(?:{'|'.join(MEDIA_KINDS)}))?"
-_IF_LITERAL = {
-    "braces": "or double its braces if it is meant literally",
-    "jinja2": "and inside {% raw %} if it is meant literally",
-}
-
 
 def compile_system(system: str, syntax: str, columns: Sequence[str]) -> str:
-    """The system message as it is sent, from the one that the user wrote and the columns that the prompt reads."""
-    check_system(system, syntax, columns)
-    names = _alternatives(columns)
-    if syntax == "jinja2" or not names:
-        return system
-    doubled = re.compile(rf"(?<!\{{)(?:\{{\{{)+(?:{names}){_KIND}(?:\}}\}})+(?!\}})")
-    return doubled.sub(lambda found: re.sub(r"\{\{|\}\}", lambda braces: braces[0][0], found[0]), system)
+    """The system message as it is sent, with doubled braces around one of `columns` written once.
 
-
-def check_system(system: str, syntax: str, columns: Sequence[str]) -> None:
-    """Refuse a system message with a placeholder of one of `columns`."""
-    names = _alternatives(columns)
+    Raises:
+        ConfigError: It has a placeholder of one of `columns`.
+    """
+    # A number in braces is rather a part of a regular expression.
+    names = "|".join(re.escape(name) for name in map(str, columns) if name.strip() and not name.isdecimal())
     if not names:
-        return
+        return system
     if syntax == "jinja2":
-        placeholder = rf"\{{\{{[-+]?\s*(?:{names})(?!\w)[^{{}}]*\}}\}}"
-    else:
-        placeholder = rf"(?<!\{{)(?:\{{\{{)*(\{{(?:{names}){_KIND}\}})(?:\}}\}})*(?!\}})"
-    found = re.search(placeholder, system)
-    if found:
-        written = found[found.re.groups]
-        raise ConfigError(
-            f"The system message has {written}, but it is the same for every row and sent as it stands; write the "
-            f"placeholder in the text of the prompt, {_IF_LITERAL[syntax]}."
-        )
+        found = re.search(rf"\{{\{{[-+]?\s*(?:{names})(?!\w)[^{{}}]*\}}\}}", system)
+        if found:
+            raise _placeholder_error(found[0], "and inside {% raw %}")
+        return system
+
+    def write_once(found: re.Match[str]) -> str:
+        opening, name, closing = found.groups()
+        is_odd = {len(opening) % 2, len(closing) % 2}
+        if is_odd == {1}:
+            raise _placeholder_error(f"{{{name}}}", "or double its braces")
+        return found[0] if 1 in is_odd else f"{opening[::2]}{name}{closing[::2]}"
+
+    return re.sub(rf"(?<!\{{)(\{{+)((?:{names})(?::(?:{'|'.join(MEDIA_KINDS)}))?)(\}}+)", write_once, system)
 
 
-def _alternatives(columns: Sequence[str]) -> str:
-    """A pattern of column names; a number in braces is rather a part of a regular expression."""
-    return "|".join(re.escape(name) for name in map(str, columns) if name.strip() and not name.isdecimal())
+def _placeholder_error(written: str, otherwise: str) -> ConfigError:
+    return ConfigError(
+        f"The system message has {written}, but it is the same for every row and sent as it stands; write the "
+        f"placeholder in the text of the prompt, {otherwise} if it is meant literally."
+    )

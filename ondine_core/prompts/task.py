@@ -16,7 +16,7 @@ from ondine_core.preprocessing.cleaning import Clean
 from ondine_core.preprocessing.preprocess import find_preprocessing
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.prompts.output_schema import Output, OutputSchema, compile_schema
-from ondine_core.prompts.system_message import check_system
+from ondine_core.prompts.system_message import compile_system
 from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
 from ondine_core.providers.media_limits import check_media
 from ondine_core.types.suggestion import did_you_mean
@@ -74,7 +74,7 @@ def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) 
             known = f"The columns are {', '.join(map(repr, names))}." if names else "They have no columns at all."
             raise ConfigError(f"The prompt reads column {column!r}, which the rows do not have.{meant} {known}")
     # For those that it reads the system message was checked when it was compiled.
-    check_system(task.prompt.system or "", task.prompt.syntax, [name for name in names if name not in columns])
+    compile_system(task.prompt.system or "", task.prompt.syntax, [name for name in names if name not in columns])
     for output in task.schema.names:
         if output in names and not overwrite:
             raise ConfigError(
