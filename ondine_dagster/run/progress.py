@@ -82,9 +82,17 @@ class Watch:
         if self._now() - self._looked_at < self.every_s:
             return
         self._looked_at = self._now()
-        run = self._context.instance.get_run_by_id(self._context.run.run_id)
-        if run and run.status in _CANCELLED:
-            raise dg.DagsterExecutionInterruptedError(f"The run {run.run_id} was cancelled.")
+        instance, run_id = self._context.instance, self._context.run.run_id
+        run = instance.get_run_by_id(run_id)
+        if run is None:
+            return
+        cancelled = run.status in _CANCELLED
+        if run.status == dg.DagsterRunStatus.FAILURE:
+            # A run past its `dagster/max_runtime` is cancelled and marked as failed within a moment. One that failed
+            # because its worker was killed was not cancelled: its step goes on.
+            cancelled = bool(instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.RUN_CANCELING).records)
+        if cancelled:
+            raise dg.DagsterExecutionInterruptedError(f"The run {run_id} was cancelled.")
 
     def flush(self) -> None:
         """Log the remembered messages."""

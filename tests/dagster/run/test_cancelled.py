@@ -10,15 +10,18 @@ from tests.support.provider import Provider
 ROWS, CONCURRENCY = 400, 4
 
 
-@pytest.mark.parametrize("status", ["CANCELING", "CANCELED"])
-def test_step_stops_when_its_run_was_cancelled(status: str) -> None:
-    """Within its progress interval it stops calling, keeps the answers and reports the spend."""
+@pytest.mark.parametrize("reports", [["canceling"], ["canceled"], ["canceling", "failed"]])
+def test_step_stops_when_its_run_was_cancelled(reports: list[str]) -> None:
+    """Within its progress interval it stops calling, keeps the answers and reports the spend.
+
+    A run past its `dagster/max_runtime` is cancelled and marked as failed at once.
+    """
 
     @llm_asset(prompt="Say it again.\nText: {text}", output={"answer": str})
     def answers(context: dg.AssetExecutionContext) -> pd.DataFrame:
         if not attempts:
-            cancel = {"CANCELING": "report_run_canceling", "CANCELED": "report_run_canceled"}[status]
-            getattr(context.instance, cancel)(context.run)
+            for report in reports:
+                getattr(context.instance, f"report_run_{report}")(context.run)
         attempts.append(context.run.run_id)
         return pd.DataFrame({"text": [f"row {number}" for number in range(ROWS)]})
 
