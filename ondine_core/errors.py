@@ -5,7 +5,7 @@ OndineError
 ├── ProviderError        the provider gave no answer
 │   ├── TransientError   asking the same again may succeed
 │   ├── RefusedError     this request never succeeds, others may: one row fails
-│   ├── InvalidReplyError the provider refused what its model wrote: asking again may succeed
+│   ├── InvalidReplyError the provider rejected what its model wrote: asking again may succeed
 │   ├── JobLostError     the account has no such batch job, or no results of it (any more)
 │   └── FatalError       no request succeeds until someone acts (key, permission, model name)
 ├── BudgetExhaustedError the cap on cost is reached: raise it and run again, nothing is lost
@@ -42,7 +42,7 @@ __all__ = [
 
 
 Kind: TypeAlias = Literal["limited", "overloaded", "broken"]
-"""Why a provider gave no answer now and may give one later."""
+"""Class of a `TransientError`."""
 
 
 class OndineError(Exception):
@@ -61,15 +61,15 @@ class TransientError(ProviderError):
     """Asking the same again may succeed: overload, rate limit, time-out, broken connection.
 
     Args:
-        retry_after_s: Seconds the provider asked to wait, `None` when it named none.
-        cost_unknown: The call may have been billed although no reply was seen (time-out, connection lost).
+        retry_after_s: Seconds that the provider asked to wait, `None` if it named none.
+        cost_unknown: Whether the call may have been billed although no reply was seen (time-out, connection lost).
         kind: `"limited"` if a rate limit refused the call, `"overloaded"` if capacity was missing (time-outs
             included), `"broken"` for everything else.
-        cause: `"connection"` if no server took the connection, which is more often a wrong address than an outage;
-            `"capacity"` if the provider has none at the price tier that was asked for; `None` for everything else.
+        cause: `"connection"` if no server accepted the connection, which is more often a wrong address than an outage;
+            `"capacity"` if the provider has none left at the requested price tier; `None` for everything else.
 
     Attributes:
-        times_lost: How many attempts at the same call may have been billed unseen, as counted by the retry loop.
+        times_lost: Number of attempts at this call that may have been billed without a reply; set by the retry loop.
     """
 
     def __init__(
@@ -90,17 +90,17 @@ class TransientError(ProviderError):
 
 
 class RefusedError(ProviderError):
-    """The provider refuses this request for what it contains; asking the same again is useless.
+    """The provider refuses this request because of its content; the same request is refused again.
 
     Args:
-        usage: Tokens that were billed without a usable reply, `None` when none were.
-        stated_usd: What the provider says they cost, `None` where it does not.
+        usage: Tokens that were billed without a usable reply, `None` if none were.
+        stated_usd: Cost as stated by the provider, `None` if it states none.
         tier: The price class at which they were billed, in the provider's words.
         fault: `"row"` if the content is refused, `"size"` if the length is, `"unclear"` if the provider does not say:
-            then it may refuse every request, and a run stops when it repeats the same refusal.
+            then it may refuse every request, and the run stops when the same refusal repeats.
 
     Attributes:
-        refused_before: Whether an earlier run was refused a row of this request, as found by the engine.
+        refused_before: Whether a row of this request was refused in an earlier run; set by the engine.
     """
 
     def __init__(
@@ -121,9 +121,9 @@ class RefusedError(ProviderError):
 
 
 class InvalidReplyError(ProviderError):
-    """The provider refused to pass on what its model wrote, since it is not in the form that was asked for.
+    """The provider rejected what its model wrote, since it is not in the requested form.
 
-    `reply` is that, as far as the provider shows it; whether its tokens are billed is not known.
+    `reply` is what the provider shows of it; whether its tokens are billed is unknown.
     """
 
     def __init__(self, message: str, reply: Reply) -> None:
@@ -132,17 +132,17 @@ class InvalidReplyError(ProviderError):
 
 
 class JobLostError(ProviderError):
-    """The account has no batch job of this id, or no results of it: they were deleted, or are another account's."""
+    """The account has no batch job of this id, or no results of it: it was deleted, or belongs to another account."""
 
 
 class FatalError(ProviderError):
     """No request can succeed until someone acts: wrong key, missing permission, unknown model, no credit.
 
     Args:
-        fault: `"account"` if that holds at any time; `"setup"` if a request of this definition is refused, which is the
-            row's matter once others were answered; `"permission"` if no reason is given, which is believed when it
-            repeats and nothing was answered.
-        refusal: What happened without the advice, for the row that is refused.
+        fault: `"account"` if no request at all can succeed; `"setup"` if requests of this definition seem to be
+            refused, which fails only the row once others were answered; `"permission"` if the provider gives no reason:
+            this ends the run only if it repeats and nothing was answered.
+        refusal: The message without the advice, for the row that is refused.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class BudgetExhaustedError(OndineError):
 
 
 class JobsUnderWayError(OndineError):
-    """Batch jobs of the provider have not ended; a later run reads their results, and asks nothing of them again.
+    """Batch jobs of the provider have not ended; a later run reads their results and asks none of their rows again.
 
     `rows_left` rows have no outcome yet.
     """
@@ -172,7 +172,7 @@ class JobsUnderWayError(OndineError):
 class FailedRowsError(OndineError):
     """More rows failed than `max_error_rate` allows; the answers that arrived are stored.
 
-    If `retry_helps`, some rows were out of reach and may be answered next time; others fail the same way again.
+    `retry_helps` says that the provider could not be reached for some of the rows, which may be answered next time.
     """
 
     def __init__(self, message: str, *, retry_helps: bool = False) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ondine_core.providers.context_window import get_context_limit
 from ondine_core.providers.tokenizer import min_tokens
-from ondine_core.types.media import without_media
+from ondine_core.types.media import remove_media
 from ondine_core.types.values import Call, Failure, ModelSpec, Usage
 
 _CUTTING = ("ollama", "ollama_chat", "lm_studio")
@@ -28,7 +28,7 @@ def find_oversize(call: Call, window: int | None, reserved: int) -> Failure | No
 
     The request sets `reserved` tokens of the window aside for the reply.
     """
-    texts = [without_media(message.content, call.media) for message in call.messages]
+    texts = [remove_media(message.content, call.media) for message in call.messages]
     if window is None or sum(len(text.encode()) for text in texts) + reserved <= window:
         return None  # no vocabulary in use has more tokens than bytes
     tokens = sum(map(min_tokens, texts))
@@ -52,7 +52,7 @@ def find_cut_prompt(call: Call, usage: Usage, provider: str, window: int | None)
     is_window = read == window or (read & (read - 1) == 0 and read > _SMALLEST_WINDOW)
     if read < _SMALLEST_WINDOW or not (is_window or provider in _CUTTING):
         return None
-    sent = sum(min_tokens(without_media(message.content, call.media)) for message in call.messages)
+    sent = sum(min_tokens(remove_media(message.content, call.media)) for message in call.messages)
     if read < sent * _SMALLEST_SHARE or (is_window and read < sent):
         return Failure(
             "truncated",

@@ -39,7 +39,7 @@ from ondine_core.providers.pricing import Price
 from ondine_core.providers.reasoning import expected_reasoning_tokens
 from ondine_core.providers.tiers import find_tiers
 from ondine_core.providers.tokenizer import counter
-from ondine_core.types.media import Media, without_media
+from ondine_core.types.media import Media, remove_media
 from ondine_core.types.protocols import ChatModel, TokenCounter
 from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply, Skipped, Tier, Usage
 
@@ -212,7 +212,7 @@ def _counter(task: Task, runtime: Runtime) -> Count:
 async def _count_input(calls: Sequence[Call], count: Count, media_tokens: Callable[[Media], int]) -> int:
     """The tokens of `calls`; what is the same in all of them is counted once."""
     texts = [
-        [without_media(message.content, call.media) for message in call.messages] + [(call.json_schema or b"").decode()]
+        [remove_media(message.content, call.media) for message in call.messages] + [(call.json_schema or b"").decode()]
         for call in calls
     ]
     shown = sum(media_tokens(media) for call in calls for media in call.shown_media)

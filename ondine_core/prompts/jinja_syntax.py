@@ -11,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.media import Gallery
 from ondine_core.prompts.template_syntax import MEDIA_KINDS, Template, find_media_columns, split_fixed
-from ondine_core.types.cell_text import ensure_deterministic, with_sorted_sets
+from ondine_core.types.cell_text import ensure_deterministic, replace_sets
 from ondine_core.types.media import Media, MediaKind, escape_marks
 
 
@@ -42,7 +42,7 @@ def compile_jinja2(source: str) -> Template:
     literals: list[str | None] = [getattr(piece, "data", None) for piece in pieces]
 
     def render(row: Mapping[str, Any]) -> str:
-        return template.render({name: with_sorted_sets(row[name]) for name in ordered})
+        return template.render({name: replace_sets(row[name]) for name in ordered})
 
     return Template(tuple(ordered), render, hoisted, needed, *split_fixed(literals), kinds)
 

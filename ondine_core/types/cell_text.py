@@ -1,6 +1,6 @@
-"""Writes the values of a row as text of a prompt.
+"""Converts the values of a row to text for a prompt.
 
-The text must be the same in every process: another prompt is asked, and paid for, again.
+The text must be the same in every process: a prompt whose text changes is asked, and paid for, again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ BYTES = (bytes, bytearray, memoryview)
 
 
 class NoTextError(TypeError):
-    """A value has no text that could stand in a prompt; the message names its type and nothing else of it."""
+    """A value cannot be written as text of a prompt; the message shows its type and not its content."""
 
 
 def decode(value: bytes | bytearray | memoryview) -> str:
-    """The text that bytes are, as in a binary column of Parquet.
+    """Decode bytes, for instance of a binary column of Parquet.
 
     Raises:
-        NoTextError: They are not UTF-8.
+        NoTextError: The bytes are not UTF-8.
     """
     try:
         return bytes(value).decode()
@@ -38,21 +38,25 @@ def decode(value: bytes | bytearray | memoryview) -> str:
 
 
 def write_cell(value: Any) -> str:
-    """A value as it stands in a prompt; what is missing is nothing."""
+    """Convert a value to its text in a prompt; the text of a missing value is empty.
+
+    Raises:
+        NoTextError: The value has no text that is the same in every process.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, BYTES):
         return decode(value)
-    if hasattr(value, "tolist"):  # NumPy would write a long array with dots in the middle
+    if hasattr(value, "tolist"):  # str() of a long NumPy array leaves out its middle
         value = value.tolist()
     if isinstance(value, dict | list | tuple | set | frozenset):
-        return json.dumps(value, ensure_ascii=False, default=_plain)
+        return json.dumps(value, ensure_ascii=False, default=_json_default)
     text = str(ensure_deterministic(value))
     return "" if text in _MISSING else text
 
 
 def is_blank(value: Any) -> bool:
-    """Whether `value` is missing: null, NaN, or a text of nothing but white space."""
+    """Whether `value` is missing: null, NaN, or an empty or blank text."""
     if value is None or isinstance(value, str | bytes):
         return not (value and value.strip())
     if isinstance(value, int | Collection):
@@ -60,30 +64,34 @@ def is_blank(value: Any) -> bool:
     return str(value) in _MISSING
 
 
-def _plain(value: Any) -> Any:
-    return in_order(value) if isinstance(value, set | frozenset) else str(ensure_deterministic(value))
+def _json_default(value: Any) -> Any:
+    return sort_elements(value) if isinstance(value, set | frozenset) else str(ensure_deterministic(value))
 
 
-def in_order(values: Collection[Any]) -> list[Any]:
-    """The elements of a set in a fixed order, since its own order differs from process to process."""
+def sort_elements(values: Collection[Any]) -> list[Any]:
+    """Sort the elements of a set, since the order of a set differs between processes."""
     return sorted(values, key=lambda value: (write_cell(value), type(value).__name__))
 
 
-def with_sorted_sets(value: Any) -> Any:
-    """`value` with lists for the sets in it, since a template may loop over them; itself if it has none."""
+def replace_sets(value: Any) -> Any:
+    """Replace the sets in `value` by sorted lists, for templates that loop over them; `value` itself if it has none."""
     if isinstance(value, set | frozenset):
-        return [with_sorted_sets(child) for child in in_order(value)]
+        return [replace_sets(child) for child in sort_elements(value)]
     if not isinstance(value, dict | list | tuple):
         return value
-    old = list(value.values()) if isinstance(value, dict) else value
-    new = [with_sorted_sets(child) for child in old]
-    if all(map(operator.is_, new, old)):
+    children = list(value.values()) if isinstance(value, dict) else value
+    replaced = [replace_sets(child) for child in children]
+    if all(map(operator.is_, replaced, children)):
         return value
-    return dict(zip(value, new, strict=True)) if isinstance(value, dict) else new
+    return dict(zip(value, replaced, strict=True)) if isinstance(value, dict) else replaced
 
 
 def ensure_deterministic(value: Any) -> Any:
-    """`value`, bytes as text; an error if its text has its address in memory, which differs from process to process."""
+    """Return `value`, decoded if it is bytes.
+
+    Raises:
+        NoTextError: Its text contains a memory address, which differs between processes.
+    """
     if isinstance(value, BYTES):
         return decode(value)
     if isinstance(value, dict | list | tuple):

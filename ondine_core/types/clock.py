@@ -16,11 +16,11 @@ class Clock:
     """The effects of time and chance; tests bring a virtual clock and a seeded generator.
 
     Args:
-        now: Seconds since the epoch, which all hosts agree on.
-        sleep: Waits for seconds.
-        rng: Chance.
-        elapsed: Seconds since some moment; unlike `now` it is never set back.
-        boot: Seconds since the machine was started, suspended time included; all processes on it agree.
+        now: Seconds since the epoch, comparable between hosts.
+        sleep: Waits for a number of seconds.
+        rng: Random numbers.
+        elapsed: Seconds since an arbitrary moment; unlike `now` it is never set back.
+        boot: Seconds since the machine was started, suspended time included; comparable between its processes.
     """
 
     now: Callable[[], float] = time.time

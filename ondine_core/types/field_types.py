@@ -1,7 +1,7 @@
 """Checks that the values given to a dataclass or a function have the types that it declares.
 
-The class itself checks ranges and whatever else makes a value valid. A list is taken where a tuple is declared, and any
-number where a certain kind is.
+Ranges and other conditions are checked by the class itself. A list is accepted where a tuple is declared, and any type
+of number where one is declared.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ _NUMBERS: Mapping[Any, tuple[type, ...]] = {int: (Integral,), float: (Real, Deci
 
 
 def check_types(owner: Any, error: Callable[[str], Exception], skip: Collection[str] = ()) -> None:
-    """Raise `error` if a field of a dataclass, other than those in `skip`, has a value of a type that is not declared.
+    """Raise `error` if a field of a dataclass, except those in `skip`, has a value of another type than declared.
 
-    The message does not show the value, since it may be secret. A field that declares a dataclass without a check of
-    its own is checked, too.
+    The message does not show the value, since it may be secret. A value that is a dataclass without `__post_init__` is
+    checked, too.
     """
-    hints: Mapping[str, Any] = _hints(owner.__class__)
+    hints = _hints(owner.__class__)
     for field in fields(owner):
         if not field.init or field.name in skip:
             continue
-        value, hint = getattr(owner, field.name), hints[field.name]
+        value = getattr(owner, field.name)
+        hint = hints[field.name]
         check_type(f"{field.name} of {type(owner).__name__}", value, hint, error)
         if is_dataclass(hint) and type(value) is hint and not hasattr(value, "__post_init__"):
             check_types(value, error)
@@ -56,7 +57,7 @@ def check_type(name: str, value: Any, hint: Any, error: Callable[[str], Exceptio
 def _explain(name: str, value: Any, hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if isinstance(value, list | tuple) and isinstance(origin, type) and (len(parts) == 1 or ... in parts):
-        wrong = next(one for one in value if not _fits(one, parts[0]))
+        wrong = next(item for item in value if not _fits(item, parts[0]))
         return f"{name} has a {type(wrong).__name__} in it; each item must be {_describe(parts[0])}."
     return f"{name} is a {type(value).__name__}; give {_describe(hint)}."
 
@@ -75,14 +76,14 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in _NUMBERS:
         return isinstance(value, _NUMBERS[origin]) and not isinstance(value, bool)
     if parts:
-        return value in parts if origin is Literal else _holds(value, origin, parts)
+        return value in parts if origin is Literal else _fits_container(value, origin, parts)
     if getattr(origin, "_is_protocol", False):
         return all(hasattr(value, name) for name in vars(origin) if not name.startswith("_"))
     return isinstance(value, origin) if isinstance(origin, type) and origin is not Any else True
 
 
-def _holds(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
-    """Whether `value` is a mapping, a tuple of certain items, or any number of items of one type."""
+def _fits_container(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
+    """Whether `value` is an `origin` whose items have the types `parts`; the items of a mapping are not checked."""
     if issubclass(origin, Mapping) or not issubclass(origin, Iterable):
         return isinstance(value, origin)
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
@@ -92,8 +93,8 @@ def _holds(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
             return False
         if ... not in parts:
             return len(value) == len(parts) and all(map(_fits, value, parts))
-    # The items of an iterator are there only once.
-    return not isinstance(value, Collection) or all(_fits(one, parts[0]) for one in value)
+    # An iterator is accepted unchecked, since checking its items would consume them.
+    return not isinstance(value, Collection) or all(_fits(item, parts[0]) for item in value)
 
 
 def _describe(hint: Any) -> str:

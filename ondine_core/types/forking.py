@@ -1,6 +1,6 @@
 """Protects locks, event loops and connections to SQLite when the process is forked while they are in use.
 
-Functions of the user's, and libraries that they call, may fork while the threads of a run are at work.
+User functions and the libraries that they call may fork while threads of a run are working.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 
 class Closable(Protocol):
-    """What can be closed."""
+    """An object that can be closed."""
 
     def close(self) -> Any:
         """Close it."""
@@ -30,21 +30,24 @@ _forking = threading.RLock()
 
 
 def make_lock() -> Any:
-    """A lock for which a fork waits: in the new process its owner would not exist, and never release it.
+    """Make a lock that is never held by another thread during a fork: in the child, nothing would release it.
 
-    Its owner may wait for older ones only, since a fork takes the newest first.
+    The thread that holds it may acquire only older locks, since a fork acquires the newest first.
     """
     lock = _locks[next(_numbers)] = threading.RLock()
     return lock
 
 
 def close_in_forks(opened: Closable) -> None:
-    """Have `opened` closed in a process that is forked from this one, at once; its descriptor here stays open."""
+    """Close `opened` in each process that is forked from this one; here it stays open."""
     _not_inherited.add(opened)
 
 
 def make_event_loop() -> asyncio.AbstractEventLoop:
-    """An event loop that ends in a forked process, which would take connections out of the selector that both share."""
+    """Make an event loop whose selector is closed in forked processes.
+
+    Otherwise a child that closes its connections would remove them from the selector, which it shares with its parent.
+    """
     if not hasattr(os, "fork"):
         return asyncio.new_event_loop()
     selector = selectors.DefaultSelector()
@@ -52,27 +55,27 @@ def make_event_loop() -> asyncio.AbstractEventLoop:
     return asyncio.SelectorEventLoop(selector)
 
 
-def _before() -> None:
-    """Take all locks, the newest first, so that no other thread holds one while the process is copied."""
+def _acquire_all() -> None:
+    """Acquire all locks, the newest first, so that no other thread holds one while the process is copied."""
     _forking.acquire()
-    for reference in sorted(_locks.valuerefs(), key=attrgetter("key"), reverse=True):  # a copy: threads add theirs
+    for reference in sorted(_locks.valuerefs(), key=attrgetter("key"), reverse=True):  # a copy: other threads add locks
         lock = reference()
         if lock is not None:
             lock.acquire()
             _held.append(lock)
 
 
-def _after() -> None:
+def _release_all() -> None:
     while _held:
         _held.pop().release()
     _forking.release()
 
 
-def _after_in_child() -> None:
+def _close_and_release_all() -> None:
     for opened in list(_not_inherited):
         opened.close()
-    _after()
+    _release_all()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after_in_child)
+    os.register_at_fork(before=_acquire_all, after_in_parent=_release_all, after_in_child=_close_and_release_all)

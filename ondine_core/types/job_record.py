@@ -1,4 +1,4 @@
-"""What a store keeps of a batch job: the nouns that store, engine and sensor exchange."""
+"""Records of batch jobs, which store, engine and sensor exchange."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Literal, TypeAlias
 from ondine_core.types.ledger import Origin
 
 JobState: TypeAlias = Literal["preparing", "creating", "submitted", "ended", "read", "lost"]
-"""What has happened of a job: nothing was sent but files; the request that creates it may have left; the provider's id
-is known; nothing of it runs any more; its results are stored; the provider has no results of it."""
+"""`"preparing"`: only files were sent; `"creating"`: the request that creates the job may have been sent;
+`"submitted"`: the provider's id of it is known; `"ended"`: the provider has stopped working on it; `"read"`: its
+results are stored; `"lost"`: the provider has no results of it."""
 
 OPEN_STATES: tuple[JobState, ...] = ("preparing", "creating", "submitted", "ended")
 """States in which the requests of a job are in flight."""
@@ -18,25 +19,25 @@ OPEN_STATES: tuple[JobState, ...] = ("preparing", "creating", "submitted", "ende
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A batch job as the store has it.
+    """A batch job in the store. Times are in seconds since the epoch.
 
     Args:
-        job: Its identity, 8 bytes; the identities of its calls begin with them.
-        task: What is asked, see `CallStarted.task`.
-        origin: The run, asset and partition that it was begun for.
+        job: Id of the job, 8 bytes; the ids of its calls begin with them.
+        task: Id of what is asked, see `CallStarted.task`.
+        origin: The run, asset and partition for which the job was created.
         model: The model that is asked.
         account: Identifies the account at the provider without disclosing the key.
-        owner: The process that began it, see `Process`.
-        created_at: When it was begun, in seconds since the epoch.
-        answer_by: When it is to be cancelled if it has not ended, in seconds since the epoch; `None` for never.
-        cells: The budgets that are charged, by the names of their numbers.
-        state: What has happened of it.
-        changed_at: When that last changed.
-        job_id: The provider's name of it.
-        requests: How many it has.
-        at_most_usd: The most that all of them can cost, `None` when that is not known.
-        status: The provider's word for what it does.
-        done: How many requests are known to be done.
+        owner: The process that created the job, see `Process`.
+        created_at: When the job was created.
+        answer_by: When the job is cancelled if it has not ended; `None` for never.
+        cells: Names in the store of the budgets that are charged.
+        state: State of the job.
+        changed_at: When `state` last changed.
+        job_id: The provider's id of the job.
+        requests: Number of requests.
+        at_most_usd: Maximum cost of all requests, `None` if unknown.
+        status: Status of the job in the provider's words.
+        done: Number of requests known to be done.
     """
 
     job: bytes
@@ -58,7 +59,7 @@ class JobRecord:
 
     @property
     def shown_status(self) -> str:
-        """What it does, in the provider's word, or in ours as long as there is none."""
+        """The provider's status, or `state` while there is none."""
         return self.status or self.state
 
     @property
@@ -72,9 +73,9 @@ class JobWait:
     """A materialization that waits for jobs.
 
     Args:
-        origin: Asset and partition, and the first run of the materialization, from whose budgets the others draw.
-        last_run: The run that waited last, whose configuration is to be repeated.
-        jobs: The identities of the jobs.
+        origin: Asset and partition, and the first run of the materialization, whose budgets all its runs use.
+        last_run: The latest run that waited; the next run repeats its configuration.
+        jobs: Ids of the jobs.
         since: When the first run that waited began, in seconds since the epoch.
     """
 

@@ -1,7 +1,7 @@
 """Frozen values of the ledger: every call is recorded before it leaves and settled once its outcome is seen.
 
-A call that was started and never finished is what a crash may have cost, so the ledger is exact after one. What is made
-for every call is a named tuple, here and in the engine: a frozen dataclass takes four times as long.
+The calls that were started and never finished are what a crash may have cost. Values made for every call are named
+tuples, here and in the engine: making a frozen dataclass takes four times as long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from ondine_core.types.values import Answer, Failure, Key, Usage
 
 CallReason: TypeAlias = Literal["ask", "repair", "split", "retry", "calibrate"]
-"""Why a call is made: for the first time; with what was wrong; in smaller batches; after it got lost; to compare."""
+"""Why a call is made: `"ask"` for the first time, `"repair"` with what was wrong with the last reply, `"split"` in
+smaller batches, `"retry"` after its reply was lost, `"calibrate"` to compare answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +27,20 @@ class Origin:
 
 
 NO_ORIGIN = Origin("")
-"""Of calls that are made for nothing in particular."""
+"""The origin of calls that are made outside a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """A run, or a batch job, as it is announced to the others that ask the same.
+    """A run, or a batch job, as it is announced to other runs of the same task.
 
     Args:
-        run: What the identities of all its calls begin with, 8 bytes.
-        task: What it asks, see `CallStarted.task`.
-        process: Where it is; empty for a batch job, which is in no process.
-        lease: The lease it holds. A run that held it before has lost it, and its prompts in flight may be asked again.
+        run: Id of the run, 8 bytes; the ids of all its calls begin with them.
+        task: Id of what is asked, see `CallStarted.task`.
+        process: The process of the run; empty for a batch job.
+        lease: The lease that the run holds. A run that held it before has lost it: its prompts in flight are released.
         origin: The run, asset and partition that ask.
-        definition: What it asks, without the rows; see `definition.write_definition`.
+        definition: What is asked, without the rows; see `definition.write_definition`.
     """
 
     run: bytes
@@ -51,21 +52,21 @@ class RunStarted:
 
 
 class CallStarted(NamedTuple):
-    """A call that is about to leave, as it is noted before it does.
+    """A call as it is recorded before it leaves.
 
     Args:
-        call: Its identity, 16 bytes that no other call has.
-        origin: The run, asset and partition that it is made for.
+        call: Id of the call, 16 unique bytes.
+        origin: The run, asset and partition for which it is made.
         model: The model that is asked.
         stage: Why it is made.
         keys: The prompts it carries.
         sent_at: Seconds since the epoch.
-        at_most_usd: The most it can cost, `None` when that is not known.
-        task: Identifies what is asked, all but the prompts' own text; calls of two runs can carry the same prompts
-            only if it is the same. Empty for a call that repeats on purpose what may be known.
-        is_shared: Whether other runs are known to ask the same question, or to have asked it since this one began.
-        is_unanswered: Whether the prompts were just looked for in vain among the answers.
-        batch: Of a request of a batch job: how its prompts were put together, so that its reply can be read later.
+        at_most_usd: Maximum cost of the call, `None` if unknown.
+        task: Id of everything that is asked except the texts of prompts: only calls of the same task can carry the same
+            prompts. Empty for a call that repeats known prompts on purpose.
+        is_shared: Whether another run of the same task is known, now or since this run began.
+        is_unanswered: Whether the store has just been found to have no answer to the prompts.
+        batch: How the prompts of a request of a batch job were put together, so that its reply can be read later.
     """
 
     call: bytes
@@ -83,9 +84,9 @@ class CallStarted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A prompt that another run has in flight.
+    """A prompt that another run has in flight, in the call `call`.
 
-    `run` is what the identities of all calls of that run begin with; a batch job is in no `process`.
+    The ids of all calls of that run begin with `run`; `process` is empty for a batch job.
     """
 
     call: bytes
@@ -94,20 +95,20 @@ class Claim:
 
 
 class CallFinished(NamedTuple):
-    """The outcome of a call whose end was seen; a call without this entry is known only to have been sent.
+    """The outcome of a call; without one, a call is known only to have been sent.
 
     Args:
         sent: The call.
-        outcome: `"answered"` if the model replied, `"refused"` if the provider turned the call away.
+        outcome: `"answered"` if the model replied, `"refused"` if the provider refused the call.
         usage: Tokens billed.
-        usd: What they cost, `None` when the price is unknown.
-        answers: Prompts it settled with an answer.
-        failures: Prompts it settled for good without one.
-        paid_twice: How many of the answers had been asked for before by a call whose outcome was never seen.
-        reuse_since: Answers from before this moment (seconds since the epoch) were not reused: a failure replaces them,
-            but not later ones.
+        usd: Their cost, `None` if the price is unknown.
+        answers: Prompts that are answered.
+        failures: Prompts that failed and are not asked again.
+        paid_twice: Number of answers whose prompts were also in an earlier call of unknown outcome.
+        reuse_since: Seconds since the epoch. A failure replaces answers from before, which were not reused, and none
+            from after.
         at_most: Whether the true cost may be less than `usd`.
-        replies: The replies to some of the prompts that failed, sanitized, to be kept.
+        replies: Sanitized replies to keep, of some of the prompts that failed.
     """
 
     sent: CallStarted
@@ -126,7 +127,7 @@ class CallFinished(NamedTuple):
 class UsageTotals:
     """Totals of the calls of one kind in the ledger.
 
-    `usd` is `None` when a price is unknown; `at_most_calls` are in it with the most that they can cost.
+    `usd` is `None` if a price is unknown; it contains `at_most_calls` calls at their maximum cost.
     """
 
     calls: int = 0
@@ -142,14 +143,14 @@ class UsageTotals:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The ledger of one run, as the store has it: exact also after the process was killed.
+    """The ledger of one run, exact also after the process was killed.
 
     Args:
         answered: Calls with a reply.
         refused: Calls that the provider refused, or that were interrupted before they left.
-        unknown: Calls sent whose outcome was never seen; their `usd` is the most they can have cost.
-        paid_twice: Prompts answered that such a call had asked for before.
-        in_jobs: Requests of batch jobs that have no outcome yet; their `usd` is the most they can cost.
+        unknown: Calls that were sent and whose outcome was never seen, at their maximum cost.
+        paid_twice: Number of answered prompts that were also in an earlier call of unknown outcome.
+        in_jobs: Requests of batch jobs that have no outcome yet, at their maximum cost.
     """
 
     answered: UsageTotals = UsageTotals()
@@ -160,5 +161,5 @@ class Audit:
 
     @property
     def sent(self) -> int:
-        """All calls, as they were recorded before they left."""
+        """Number of calls recorded as sent."""
         return self.answered.calls + self.refused.calls + self.unknown.calls + self.in_jobs.calls

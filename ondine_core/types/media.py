@@ -1,8 +1,8 @@
-"""Images and documents as values: what a provider is shown, and how a prompt's text refers to it.
+"""Images and documents of rows, and the references to them in the texts of prompts.
 
-A prompt stays a text. In the place of an image it has a reference, a digest of the content between two private-use
-characters, so keys hash the content and the store never holds an image. `Media` only locates the bytes, which are read
-when a call leaves, and are not kept.
+A prompt stays a text. In place of an image it has a reference: a digest of the content between two private-use
+characters. So keys hash the content, and the store never holds an image. `Media` only locates the bytes, which are read
+when a call leaves and are not kept.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _MARKS = str.maketrans(dict.fromkeys((_BEGIN, _END), "\ufffd"))
 
 
 class MediaError(ValueError):
-    """A cell holds no image or document that can be sent; the message names nothing of its content."""
+    """A cell holds no image or document that can be sent; the message does not show its content."""
 
 
 @contextmanager
 def as_media_error(what: str) -> Iterator[None]:
-    """Report any error of a library that reads a file as a `MediaError`, since only its row fails."""
+    """Raise any error of the body, which calls a library to read a file, as a `MediaError`: only its row then fails."""
     try:
         yield
     except MediaError:
@@ -40,16 +40,16 @@ class Media:
     """An image or document of a row, without its bytes.
 
     Args:
-        kind: What it is.
-        media_type: MIME type of what is sent.
-        digest: Names the content: 32 hexadecimal digits.
-        size: Bytes that are sent at most; 0 for an address that is passed on.
-        width: Pixels of an image as it is sent, 0 if unknown.
-        height: The same.
-        pages: Pages of a document as it is sent, 0 if unknown.
-        detail: How closely a model is to look, in OpenAI's words; `None` leaves it to the provider.
-        url: The address, if that is sent instead of the content.
-        load: Reads what is sent; it may block.
+        kind: Image or document.
+        media_type: MIME type that is sent.
+        digest: Digest of the content, 32 hexadecimal digits.
+        size: Maximum number of bytes that are sent; 0 if only the address is sent.
+        width: Width in pixels of the image that is sent, 0 if unknown.
+        height: Height in pixels of the image that is sent, 0 if unknown.
+        pages: Pages of the document that is sent, 0 if unknown.
+        detail: OpenAI's level of detail for an image; `None` leaves it to the provider.
+        url: The address, if it is sent instead of the content.
+        load: Reads the bytes that are sent; it may block.
     """
 
     kind: MediaKind
@@ -65,7 +65,7 @@ class Media:
 
     @property
     def reference(self) -> str:
-        """What stands for it in a prompt."""
+        """The text that stands for it in a prompt."""
         return f"{_BEGIN}{self.kind}:{self.digest}{_END}"
 
     def __str__(self) -> str:
@@ -77,29 +77,29 @@ MediaMap: TypeAlias = Mapping[str, Media]
 
 
 def escape_marks(text: str) -> str:
-    """`text` of a row without the characters that delimit references, so that it cannot name another row's image."""
+    """Replace the characters that delimit references, so that a row's text cannot refer to another row's image."""
     return text.translate(_MARKS) if _BEGIN in text or _END in text else text
 
 
 def split_media(text: str, media: MediaMap) -> Iterator[str | Media]:
-    """`text` in order as pieces of text and what is referred to between them; unknown references stay text."""
+    """Split `text` at its references into texts and media, in order; unknown references stay text."""
     position = 0
-    for found in _REFERENCE.finditer(text):
-        part = media.get(found[0])
+    for match in _REFERENCE.finditer(text):
+        part = media.get(match[0])
         if part is not None:
-            if found.start() > position:
-                yield text[position : found.start()]
+            if match.start() > position:
+                yield text[position : match.start()]
             yield part
-            position = found.end()
+            position = match.end()
     if position < len(text):
         yield text[position:]
 
 
 def find_media(text: str, media: MediaMap) -> list[Media]:
-    """What `text` refers to, as often as it does."""
+    """The media that `text` refers to, one for each reference."""
     return [part for part in split_media(text, media) if isinstance(part, Media)] if media else []
 
 
-def without_media(text: str, media: MediaMap) -> str:
-    """The words of `text`, without references."""
+def remove_media(text: str, media: MediaMap) -> str:
+    """Remove the references from `text`."""
     return "".join(part for part in split_media(text, media) if isinstance(part, str)) if media else text

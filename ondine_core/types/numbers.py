@@ -1,22 +1,25 @@
-"""Whether a value that a user gave is a number in a range."""
+"""Checks that a value given by a user is a number in a range."""
 
 from __future__ import annotations
 
 from decimal import Decimal
-from math import inf, nan
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
 
 def is_number(value: object, least: float, most: float | None = None) -> bool:
-    """Whether `value` is a real number from `least` to `most`, by default any finite one; a boolean is not."""
-    is_real = isinstance(value, Real) or (isinstance(value, Decimal) and not value.is_nan())
-    number: Any = value if is_real and not isinstance(value, bool) else nan
+    """Whether `value` is a real number of at least `least` and at most `most`, or finite; a boolean is none."""
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+        return False
+    if isinstance(value, Decimal) and value.is_nan():  # comparing it is an error
+        return False
+    number: Any = value
     return bool(least <= number < inf if most is None else least <= number <= most)
 
 
 def is_positive(value: object) -> bool:
-    """Whether `value` is a finite number of more than 0."""
+    """Whether `value` is a finite number greater than 0."""
     return is_number(value, 0) and value != 0
 
 

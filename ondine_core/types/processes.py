@@ -1,8 +1,8 @@
 """Identity and liveness of processes that share a store, and the boot clock of their machine.
 
-A process stores its identity beside the numbers that it shares, so that others need not wait for one that was killed.
-Liveness is known only for processes of the same machine (same boot) and the same space of process ids; a container has
-its own. All others, and all on a system without `/proc`, are never reported as ended.
+A process stores its identity beside the numbers that it shares, so that others need not wait for a process that was
+killed. Only processes of the same boot of the same machine and of the same process-id namespace (a container has its
+own) can be seen to have ended. All others, and all on a system without `/proc`, are never reported as ended.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 _UNKNOWN = 0.0
-_STATE = 0
-_STARTED_AT = 19
+_STATE, _STARTED_AT = 0, 19
 """Fields of `/proc/<id>/stat`, counted from the field after the name."""
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None) or getattr(time, "CLOCK_MONOTONIC", None)
-"""On Linux and macOS respectively, these go on while the machine is suspended, which `time.monotonic` does not."""
+"""The first is for Linux, the second for macOS; unlike `time.monotonic`, both go on while the machine is suspended."""
 
 
 class Process(NamedTuple):
     """A process among all that may share a store.
 
     Args:
-        host: Identifies its host name, boot and space of process ids; 0 if unknown.
-        id: Its process id there.
-        started_at: Its start, in clock ticks since the boot, because ids are reused.
-        machine: Identifies the boot clock that it reads, which containers of one machine share; 0 if unknown.
+        host: Identifies its host name, boot and process-id namespace; 0 if unknown.
+        id: Its process id.
+        started_at: Its start in clock ticks since the boot, since ids are reused; 0 if unknown.
+        machine: Identifies the boot clock, which containers of one machine share; 0 if unknown.
     """
 
     host: float
@@ -46,13 +45,13 @@ def boot_time() -> float:
 
 
 def this_process() -> Process:
-    """The process that asks."""
+    """The current process."""
     _, started_at = _read_stat(os.getpid()) or ("", 0.0)
     return Process(_host() if started_at else _UNKNOWN, os.getpid(), started_at, _identify("time"))
 
 
 def has_ended(process: Process) -> bool:
-    """Whether `process` is known to run no more; a zombie does not run."""
+    """Whether `process` is known to have ended; a zombie has."""
     if process.host == _UNKNOWN or process.host != _host():
         return False
     try:
@@ -60,20 +59,23 @@ def has_ended(process: Process) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # another user's, and alive
-    seen = _read_stat(int(process.id))
-    return seen is not None and (seen[0] in "ZX" or seen[1] != process.started_at)
+        pass  # it runs as another user
+    stat = _read_stat(int(process.id))
+    if stat is None:
+        return False
+    state, started_at = stat
+    return state in "ZX" or started_at != process.started_at
 
 
 @cache
 def _host() -> float:
-    # The host name tells machines apart that were cloned with their boot id. DHCP may change it, so it is read once.
+    # The host name distinguishes clones of a machine, which have its boot id. DHCP may change it, so it is read once.
     return _identify("pid", socket.gethostname())
 
 
 @cache
 def _identify(namespace: str, *more: str) -> float:
-    """A number for this boot of this machine, this process's namespace of a kind, and `more`; 0 if not known."""
+    """A hash of this boot of the machine, of this process's namespace of a kind, and of `more`; 0 if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -91,7 +93,7 @@ def _identify(namespace: str, *more: str) -> float:
 
 
 def _read_stat(process: int) -> tuple[str, float] | None:
-    """State of a process and when it was started, if the system tells."""
+    """State of a process and its start in clock ticks since the boot, `None` if the system does not say."""
     with suppress(OSError):
         # The name, in parentheses, may hold any character.
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

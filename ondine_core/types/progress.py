@@ -1,4 +1,4 @@
-"""How far a run is and what it has cost: calls, tokens, USD and row counts."""
+"""Progress and cost of a run: row counts, calls, tokens and USD."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ class Spend:
     """Calls, tokens and money.
 
     Args:
-        calls: Requests sent, retries included.
-        answered: Requests that brought a reply.
-        unknown: Requests that may have been billed although no reply was seen.
-        usage: Tokens of the replies seen.
-        usd: Their cost; `None` when it is not known of all of them.
-        stages: The requests that were billed, by why they were made.
-        at_most_calls: How many of them are in `usd` with the most that they can cost, since the provider did not say.
-        unknown_usd: The most that the unknown ones may have cost, in addition; `None` when that is not known.
-        cache_saved_usd: How much more the replies would have cost without the provider's prompt cache; less than 0
-            where writing to it cost more than reading saved.
+        calls: Calls sent, retries included.
+        answered: Calls with a reply.
+        unknown: Calls that may have been billed although no reply was seen.
+        usage: Tokens of the replies.
+        usd: Cost of the replies; `None` if the cost of one is unknown.
+        stages: The calls that were billed, by the reason why they were made.
+        at_most_calls: Number of calls in `usd` at their maximum cost, since the provider did not report the usage.
+        unknown_usd: Maximum cost of the unknown calls, not in `usd`; `None` if unknown.
+        cache_saved_usd: What the provider's prompt cache saved; negative if writing to it cost more than reading saved.
     """
 
     calls: int = 0
@@ -38,7 +37,7 @@ class Spend:
     cache_saved_usd: Decimal = Decimal(0)
 
     def __add__(self, other: Spend) -> Spend:
-        """Both together; a cost is known if both are."""
+        """The sum; its cost is unknown if one of the two is."""
         stages = {
             stage: self.stages.get(stage, UsageTotals()) + other.stages.get(stage, UsageTotals())
             for stage in dict.fromkeys((*self.stages, *other.stages))
@@ -65,24 +64,24 @@ class Spend:
 
     @property
     def refused(self) -> int:
-        """Requests that the provider refused, or that are in flight."""
+        """Calls that the provider refused, or that are in flight."""
         return self.calls - self.answered - self.unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Args:
         rows_total: All rows.
-        rows_done: Those that have an answer, or never will.
-        rows_reused: Those of them that were in the store before the run began.
-        rows_failed: Those of them that never will.
+        rows_done: Rows with an outcome: answered, failed or skipped.
+        rows_reused: Rows done whose outcome was in the store before the run began.
+        rows_failed: Rows done that failed.
         spend: Calls, tokens and money so far.
         elapsed_s: Seconds so far.
         rows_unaskable: Rows that failed because no prompt could be made.
-        rows_skipped: Those of `rows_done` that were not asked about, since a column is null or blank.
-        reused_usd: What the reused outcomes cost when they were asked, each prompt once; `None` if that is not known.
+        rows_skipped: Rows done that were not asked about, since a column is null or blank.
+        reused_usd: What the reused outcomes cost when they were asked, each prompt once; `None` if unknown.
     """
 
     rows_total: int
@@ -97,41 +96,41 @@ class Progress:
 
     @property
     def rows_asked(self) -> int:
-        """Rows settled by asking; they take the time and the money."""
+        """Rows done by asking the model in this run."""
         return self.rows_done - self.rows_reused - self.rows_unaskable - self.rows_skipped
 
     @property
     def rows_per_s(self) -> float:
-        """Rows settled by asking, per second."""
+        """Rows done by asking the model, per second."""
         return self.rows_asked / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
     def pace(self) -> str:
-        """Rows per second in words, or that nothing had to be asked."""
+        """Rows per second as a text, or that nothing had to be asked."""
         if self.rows_asked or self.rows_done < self.rows_total:
             return f"{self.rows_per_s:,.1f} rows/s"
         return "all known" if self.rows_reused else "nothing to ask"
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds the rest takes at the present pace, `None` before there is one."""
+        """Seconds until the end at the present rate, `None` before the first row is done by asking."""
         return (self.rows_total - self.rows_done) / self.rows_per_s if self.rows_per_s else None
 
     @property
     def cost_usd_total(self) -> Decimal | None:
-        """What was spent and what the reused outcomes cost when they were asked; `None` if either is not known."""
+        """What was spent plus what the reused outcomes cost when they were asked; `None` if either is unknown."""
         spent = self.spend.usd if self.spend.calls else Decimal(0)
         return add_usd(spent, self.reused_usd)
 
     @property
     def forecast_usd(self) -> Decimal | None:
-        """Projected cost of the whole run if the rest costs as much a row; `None` before it is known."""
+        """Projected cost of the whole run, if the other rows cost as much as those asked so far; `None` if unknown."""
         if self.spend.usd is None or not self.rows_asked:
             return None
         return self.spend.usd * (self.rows_asked + self.rows_total - self.rows_done) / self.rows_asked
 
     def merge_rest(self, rest: Progress) -> Progress:
-        """The whole, when `rest` is about the rows that this one left unanswered (and counts as failed)."""
+        """Merge with the progress of a run over the rows that this one left unanswered (and counts as failed)."""
         spent = self.spend
         if spent.usd is None and not (spent.answered or spent.unknown):
             spent = replace(spent, usd=Decimal(0))  # refused calls cost nothing, whatever the price is
@@ -149,5 +148,5 @@ class Progress:
 
 
 def add_usd(one: Decimal | None, other: Decimal | None) -> Decimal | None:
-    """The sum of two amounts, `None` if one is not known."""
+    """The sum of two amounts, `None` if one is unknown."""
     return None if one is None or other is None else one + other

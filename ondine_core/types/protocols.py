@@ -1,6 +1,6 @@
-"""The two ports through which effects enter: a model that can be asked, and a store that remembers.
+"""The two ports through which effects enter: the model that is asked, and the store of its answers.
 
-Everything between them is arithmetic, which is why tests need no network and no patching.
+Everything between them is arithmetic, so tests need no network and no patching.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class ChatModel(Protocol):
 
     @property
     def max_concurrency(self) -> int | None:
-        """Most calls worth having in flight, `None` when the model sets no bound."""
+        """Maximum number of calls in flight that is useful, `None` for no bound."""
 
     @property
     def max_batch_size(self) -> int | None:
-        """Most prompts that one call may carry, `None` when the model sets no bound."""
+        """Maximum number of prompts in one call, `None` for no bound."""
 
     async def __call__(self, call: Call) -> Reply:
         """Ask once, without retrying.
@@ -41,46 +41,47 @@ class ChatModel(Protocol):
 
 @runtime_checkable
 class TokenCounter(Protocol):
-    """What a `ChatModel` may be besides: one that knows its own tokenizer."""
+    """Optional interface of a `ChatModel` that has its own tokenizer."""
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
+        """Number of tokens of each text."""
 
 
 class AnswerStore(Protocol):
-    """Answers by content hash (the checkpoint of every run), the ledger, and numbers that all processes share."""
+    """Answers by key (the checkpoint of every run), the ledger, and numbers that all processes share."""
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         """The answers known for `keys`; unknown keys are absent."""
 
     async def get_failures(self, keys: Sequence[Key]) -> Mapping[Key, Failure]:
-        """How prompts failed that were asked before and have no answer."""
+        """The stored failures of those of `keys` that have no answer."""
 
     async def get_unseen(self) -> frozenset[Key]:
-        """The prompts of all calls that left and whose outcome was never seen, or not yet."""
+        """The prompts of all calls that were sent and have no outcome, or none yet."""
 
     async def join(self, started: RunStarted) -> Mapping[bytes, Numbers]:
-        """Announce a run, so that no prompt of its task is in flight in two; returns the others and where they are."""
+        """Announce a run, so that no prompt of its task is in flight in two runs; returns the others' processes."""
 
     async def leave(self, *runs: bytes) -> None:
-        """Withdraw the announcement of some runs; other runs may then ask the prompts that they have in flight."""
+        """Withdraw the announcements of `runs`; other runs may then ask the prompts that these have in flight."""
 
     async def send(self, sent: CallStarted) -> frozenset[Key] | None:
-        """Note that a call leaves; returns once the note would survive a kill, and all that was asked before it.
+        """Record that a call leaves; returns when this record and all earlier writes would survive a kill.
 
         Returns:
-            `None` if no other run of the question was announced since its own. Otherwise the prompts that another run
-            has in flight, or that have an answer by now; if there are any, the call is not noted and must not leave.
+            `None` if no other run of the task has been announced since the call's own. Otherwise the prompts that
+            another run has in flight, or that have an answer by now; if there are any, the call is not recorded and
+            must not leave.
         """
 
     async def get_claims(self, keys: Sequence[Key]) -> Mapping[Key, Claim]:
-        """Which of `keys` are in flight in runs that were announced."""
+        """The claims on those of `keys` that are in flight in announced runs."""
 
     async def release(self, calls: Sequence[bytes]) -> None:
-        """Release the prompts of some calls to other runs, although the outcome of these calls is not known."""
+        """Let other runs ask the prompts of `calls`, although the outcome of these calls is unknown."""
 
     async def settle(self, settled: CallFinished) -> None:
-        """Store the outcome of a call, answers and ledger in one transaction; durable like `send`."""
+        """Store the outcome of a call, answers and ledger in one transaction; as durable as `send`."""
 
     async def audit(self, run: str) -> Audit:
         """The ledger of one run."""
@@ -88,5 +89,5 @@ class AnswerStore(Protocol):
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
         """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones.
 
-        `step` is pure: it may be called again when a connection broke before the result was kept.
+        `step` must be pure: it is called again if a connection breaks before the result is stored.
         """

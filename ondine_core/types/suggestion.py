@@ -7,6 +7,6 @@ from difflib import get_close_matches
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
-    """The names closest to `name`, at most `most`, as a question for an error message; empty if none is close."""
+    """Ask in an error message whether one of the `most` names closest to `name` was meant; empty if none is close."""
     near = get_close_matches(name, list(known), most)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -51,10 +51,10 @@ class ModelSpec:
         max_output_tokens: Maximum number of tokens of a reply; `None` leaves it to the provider.
         params: Further request fields, sent as they are (`top_p`, `seed`, ...).
         settings: Options of this provider only, such as an API version; the provider's module checks them.
-        provider_name: What the provider is called in reports, where the model's name does not tell.
+        provider_name: The provider's name in reports, if it is not the first part of `model`.
         tier: The provider's price class; not every model has every one.
         prompt_cache: Whether the provider is asked to cache the fixed part of prompts: `"auto"`, `"off"`, or `"1h"`,
-            for an hour at a higher price for writing, where there is a choice.
+            which keeps it for an hour at a higher price for writing, where the provider offers that.
         reasoning_effort: How much a model thinks before it answers, as in `"low"`; `None` leaves it to the provider.
     """
 
@@ -78,10 +78,10 @@ class ModelSpec:
 
     @property
     def request_params(self) -> Mapping[str, Json]:
-        """`params` with the effort among them, as it may be written there, too: the same key comes of both."""
-        return (
-            self.params if self.reasoning_effort is None else {**self.params, "reasoning_effort": self.reasoning_effort}
-        )
+        """`params` with `reasoning_effort`, which may be given in either: both lead to the same key."""
+        if self.reasoning_effort is None:
+            return self.params
+        return {**self.params, "reasoning_effort": self.reasoning_effort}
 
     @property
     def dialect(self) -> str:
@@ -95,7 +95,7 @@ class ModelSpec:
 
     @property
     def listed_as(self) -> str:
-        """The name under which price and limits are found: a deployment has a name of its own, its model is known."""
+        """The name under which price and limits are listed: that of the base model, if the model is a deployment."""
         base = self.settings.get("base_model")
         return f"{self.dialect}/{base}" if base else self.model
 
@@ -105,10 +105,10 @@ class Usage:
     """Tokens of one call or of many.
 
     `input_tokens` includes `cached_input_tokens` and `cache_write_tokens` (read from, and written to, the provider's
-    prompt cache); the latter include `cache_write_1h_tokens`, which are kept for an hour at a higher price.
-    `output_tokens` includes `reasoning_tokens` and, apart from these, `unexplained_tokens`, which are in the provider's
-    total and in none of its parts. Unless `is_complete`, some counts were missing or could not be true. The store keeps
-    what a call cost and no count of `cache_write_1h_tokens`.
+    prompt cache). `cache_write_tokens` includes `cache_write_1h_tokens`, which are kept for an hour at a higher price;
+    the store does not keep this count, since it keeps the cost of the call. `output_tokens` includes
+    `reasoning_tokens` and `unexplained_tokens`, which are in the provider's total but in none of its parts.
+    `is_complete` is false if a count was missing or impossible.
     """
 
     input_tokens: int = 0
@@ -138,13 +138,13 @@ class Call:
     """One request to a model.
 
     Args:
-        messages: What to say.
+        messages: The conversation to continue.
         json_schema: The schema that the reply must follow, as JSON text; `None` for free text.
-        fixed: What of the messages is the same for every row: errors may quote it, and nothing else of them.
-        tier: The price class in which it is asked.
-        fixed_chars: Number of characters at the start of the last message that never change; the messages before
-            it are the same as a whole.
-        cache_prefix: Whether other calls begin with the same part, so that the provider should cache it.
+        fixed: The text of the messages that is the same for every row, the only part that errors may quote.
+        tier: The price class.
+        fixed_chars: Number of characters at the start of the last message that are the same in every call; the messages
+            before it are the same as a whole.
+        cache_prefix: Whether other calls begin with the same text, so that the provider should cache it.
         media: The images and documents that its messages refer to.
     """
 
@@ -158,7 +158,7 @@ class Call:
 
     @property
     def shown_media(self) -> list[Media]:
-        """What its messages refer to, as often as they do."""
+        """The media that its messages refer to, one for each reference."""
         return [media for message in self.messages for media in find_media(message.content, self.media)]
 
 
@@ -166,11 +166,17 @@ class Call:
 class Reply:
     """A model's reply.
 
-    `finish_reason` is the provider's word; unless `finish_reasons` lists it as whole, the text is not an answer.
-    `hold_off_s` is how long the next call should wait, by what the provider says is left of its limits. `model` is who
-    answered, in the provider's words, which may be more exact than those it was asked by. `reasoning_only` says that
-    the model's thoughts came in a field of their own, and no text. `stated_usd` is what the provider says the call
-    costs, `None` where it does not. `tier` is the price class at which it was answered, in the provider's words.
+    Args:
+        text: Text of the reply.
+        usage: Tokens billed.
+        finish_reason: The provider's word; unless `finish_reasons` lists it as whole, the text is not an answer.
+        request_id: The provider's id of the call.
+        latency_s: Seconds from request to reply.
+        hold_off_s: Seconds that the next call should wait, by what the provider reports as left of its limits.
+        model: The provider's name of the model that answered, which may be more exact than the one that was asked.
+        reasoning_only: Whether the reply had reasoning in a field of its own, and no text.
+        stated_usd: Cost as stated by the provider, `None` if it states none.
+        tier: The price class of the reply, in the provider's words.
     """
 
     text: str
@@ -192,10 +198,10 @@ class Answer:
     Args:
         values: Output column to JSON value.
         model: The model that answered.
-        attempts: How often it was asked, repairs included; calls lost on the way are not counted.
-        batch_size: Prompts in the call that brought it.
-        cost_usd: This prompt's share of what the call that brought it cost; `None` when the price is unknown.
-        request_id: The provider's name for the call.
+        attempts: How often the prompt was asked, repairs included; calls without a reply are not counted.
+        batch_size: Number of prompts in the call that was answered.
+        cost_usd: The prompt's share of the cost of that call; `None` if the price is unknown.
+        request_id: The provider's id of that call.
         answered_at: Seconds since the epoch.
     """
 
@@ -210,14 +216,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a row has no answer, and what it took to find out; two are the same if they say the same.
+    """Why a row has no answer, and what it took to find out; failures are equal if `reason` and `detail` are.
 
     Args:
-        reason: What to count by.
+        reason: Class of the failure.
         detail: One line without row text.
-        model: The model that was asked last; nothing if none was.
-        attempts: How often it was asked, repairs included; calls lost on the way are not counted.
-        cost_usd: This prompt's share of what those calls cost; `None` when a price is unknown or a call was lost.
+        model: The model that was asked last; empty if none was.
+        attempts: How often the prompt was asked, repairs included; calls without a reply are not counted.
+        cost_usd: The prompt's share of the cost of those calls; `None` if a price is unknown or a reply was lost.
     """
 
     reason: Literal["prompt", "missing", "invalid", "truncated", "refused", "unreachable"]
@@ -234,15 +240,15 @@ Outcome: TypeAlias = Answer | Failure
 """The result of asking a prompt."""
 
 RetriedReason: TypeAlias = Literal["invalid", "truncated", "refused"]
-"""The reasons of failures that are kept, so that it is a choice whether their rows are asked again."""
+"""The reasons of failures that the store keeps: a later run asks their rows again only if it is configured to."""
 
 OnMissing: TypeAlias = Literal["skip", "fail", "ask"]
-"""What is done with a row without a value in a column that the prompt needs."""
+"""How a row is treated that has no value in a column that the prompt needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row that is not asked about, since `column` (and maybe others) that the prompt needs is null or blank."""
+    """A row that is not asked about, since the prompt needs `column`, which is null or blank (others may be, too)."""
 
     column: str
 
@@ -253,9 +259,9 @@ RowOutcome: TypeAlias = Outcome | Skipped
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A unique prompt on its way.
+    """A unique prompt that is to be asked.
 
-    `fields` are the values of its placeholders, as texts, for calls that have the instructions only once.
+    `fields` are the texts of its placeholders, for calls that contain the instructions only once.
     """
 
     key: Key
@@ -266,14 +272,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Prompts that travel in one call.
+    """Prompts that are sent in one call.
 
     Args:
         items: The prompts, in the order in which they are sent.
-        repairs_left: How often prompts without an answer may be asked again, with the reason, before the batch shrinks.
-        attempt: 1 for the first ask.
+        repairs_left: How often prompts without an answer may be asked again, with the reason, before a split.
+        attempt: Number of the attempt, from 1.
         complaint: What was wrong with the previous reply; sent to the model when it is asked again.
-        ids: What the items are called in this one call; `1..n` if nothing is given.
+        ids: The ids of the items in this call; empty for `1..n`.
     """
 
     items: tuple[Item, ...]

@@ -18,7 +18,7 @@ from typing import Any
 
 from ondine_core.preprocessing.sanitizer.finding import find
 from ondine_core.preprocessing.sanitizer.rule_settings import Sanitizer
-from ondine_core.types.cell_text import BYTES, decode, in_order
+from ondine_core.types.cell_text import BYTES, decode, sort_elements
 from ondine_core.types.values import Json
 
 
@@ -154,7 +154,7 @@ def _change(value: Any, change: Callable[[str], str]) -> Any:
         return change(decode(value))
     plain = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(plain, set | frozenset):
-        plain = in_order(plain)
+        plain = sort_elements(plain)
     if isinstance(plain, dict):
         pairs = [(_change(name, change), _change(item, change)) for name, item in plain.items()]
         old = [part for pair in plain.items() for part in pair]
