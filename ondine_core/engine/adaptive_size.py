@@ -11,7 +11,7 @@ from ondine_core.engine.policy import Policy
 from ondine_core.engine.runtime import Runtime
 from ondine_core.prompts.task import Task
 from ondine_core.providers.context_window import CallCapacity, learn_answer_tokens
-from ondine_core.providers.finish_reasons import ending_of
+from ondine_core.providers.finish_reasons import finish_kind
 from ondine_core.types.values import Batch, Item, Reply
 
 
@@ -55,7 +55,7 @@ class BatchSizes:
         """Take account of the reply to a batch."""
         rows = len(batch.items)
         if self.capacity:
-            cut = ending_of(reply.finish_reason) == "cut"
+            cut = finish_kind(reply.finish_reason) == "cut"
             self.capacity = learn_answer_tokens(self.capacity, rows, reply.usage.output_tokens, cut=cut)
         if self._adaptive and batch.attempt == 1:
             self._adaptive = adapt(self._adaptive, rows=rows, unanswered=rows - answered, latency_s=reply.latency_s)

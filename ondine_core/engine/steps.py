@@ -12,7 +12,7 @@ from ondine_core.preprocessing.sanitizer import has_placeholder, restore
 from ondine_core.prompts.output_schema import Invalid
 from ondine_core.prompts.task import Task, cache_key
 from ondine_core.prompts.template import CompiledPrompt
-from ondine_core.providers.finish_reasons import ending_of
+from ondine_core.providers.finish_reasons import finish_kind
 from ondine_core.providers.reply_text import THOUGHTS_ONLY, strip_reasoning
 from ondine_core.providers.wire_text import storable_text
 from ondine_core.types.cell_text import NoTextError
@@ -156,11 +156,11 @@ _TURN_OFF = "raise max_output_tokens, or lower reasoning_effort (some servers ha
 
 def read_answer(reply: Reply, max_output_tokens: int | None, asked: str) -> str | Failure:
     """The text that a reply to the rows' text `asked` answers with, or why it has none that is whole."""
-    reason, ending = reply.finish_reason, ending_of(reply.finish_reason)
+    reason, ending = reply.finish_reason, finish_kind(reply.finish_reason)
     if ending == "tool":
         return Failure("invalid", f"the model called a tool instead of answering (finish_reason {reason!r})")
     if ending != "whole":
-        if ending_of(reason, unknown="whole") == "whole":
+        if finish_kind(reason, unknown="whole") == "whole":
             return Failure(
                 "truncated", f"the reply ended for an unknown reason (finish_reason {reason!r}): it may be cut"
             )

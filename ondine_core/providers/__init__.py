@@ -1,7 +1,7 @@
 """Connects a model by its name.
 
-The part of the name before the first slash picks the dialect. OpenAI's and Anthropic's have clients here; every other
-one is called through litellm, by litellm's names.
+The part of the name before the first slash selects the dialect. OpenAI's and Anthropic's have clients here; all others
+are called through litellm, by litellm's names.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["connect"]
 
 
 def connect(spec: ModelSpec) -> ChatModel:
-    """The model that `spec` names, ready to be asked.
+    """Connect the model that `spec` names.
 
     Raises:
-        ConfigError: The provider is unknown, its key or address is missing, it knows no such setting, the model has
-            no such price tier, a field is not valid, or `params` has what is decided elsewhere.
+        ConfigError: The provider is unknown, its key or address is missing, the provider has no such setting or the
+            model no such price tier, a field is not valid, or `params` sets a field that follows from another setting.
     """
     check_name(spec.model)
     check_fields(spec)
@@ -39,7 +39,7 @@ def connect(spec: ModelSpec) -> ChatModel:
     check_tier(spec)
     provider, slash, name = spec.model.partition("/")
     if slash and name and (provider in _DIALECTS or provider in provider_names()):
-        module, _, function = _DIALECTS.get(provider, _ANY_OTHER).partition(":")
+        module, _, function = _DIALECTS.get(provider, _LITELLM).partition(":")
         model: ChatModel = getattr(import_module(f"{__name__}.{module}"), function)(spec, find_sent_name(spec))
         return model
     raise ConfigError(
@@ -59,7 +59,7 @@ def _suggest(model: str) -> str:
     return f" Did you mean {' or '.join(map(repr, hosts))}?" if hosts else ""
 
 
-# Where each dialect is; the modules load when they are needed.
+# The module and function that connect each dialect; a module is imported when it is needed.
 _DIALECTS: Mapping[str, str] = {
     **dict.fromkeys(SERVERS, "openai_http:connect_openai"),
     "anthropic": "anthropic_http:connect_anthropic",
@@ -67,4 +67,4 @@ _DIALECTS: Mapping[str, str] = {
     "llama_cpp": "llama_cpp:connect_llama_cpp",
     "mlx": "mlx:connect_mlx",
 }
-_ANY_OTHER = "litellm:connect_litellm"
+_LITELLM = "litellm:connect_litellm"

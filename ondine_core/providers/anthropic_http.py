@@ -21,7 +21,7 @@ from ondine_core.providers.anthropic_request import (
     plain_headers,
     structure_of,
 )
-from ondine_core.providers.finish_reasons import ending_of
+from ondine_core.providers.finish_reasons import finish_kind
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_client import Endpoint, constant
 from ondine_core.providers.http_errors import ADVICE
@@ -112,7 +112,7 @@ def message_reply(data: Mapping[str, Any]) -> Reply:
     blocks: Sequence[Mapping[str, Any]] = data["content"]
     usage, reason = usage_of(data), str(data["stop_reason"] or "null")
     tier = (data.get("usage") or {}).get("service_tier")
-    if ending_of(reason) == "refused":
+    if finish_kind(reason) == "refused":
         category = (data.get("stop_details") or {}).get("category")
         about = f", category {category!r}" if isinstance(category, str) else ""
         raise RefusedError(f"The model declined to answer (stop_reason {reason!r}{about}).", usage=usage, tier=tier)

@@ -20,13 +20,13 @@ from ondine_core.providers.media_parts import anthropic_content
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens
 from ondine_core.providers.request_form import with_schema_in_prompt
 from ondine_core.providers.settings import (
+    api_key_of,
     check_header,
     check_root,
     check_settings,
-    chosen_of,
     first_set,
-    given_key,
     request_fields,
+    setting_of,
 )
 from ondine_core.providers.strict_schema import SchemaSubset, strict_schema
 from ondine_core.types.media import MediaMap
@@ -68,7 +68,7 @@ _OF_EACH_CALL = ("content-length", "transfer-encoding", "x-request-id")
 
 def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
     """The header that proves who calls; none for an address of the user's without a key."""
-    given = given_key(spec)
+    given = api_key_of(spec)
     if given or spec.base_url is not None:  # its own key goes to the provider only
         return {"x-api-key": given} if given else {}
     key = first_set(_KEYS)
@@ -216,7 +216,7 @@ def _set_effort(
 
 def structure_of(spec: ModelSpec, fields: Mapping[str, Json]) -> Structure:
     """How the model is held to a schema: as the user says, else as the price list says of the model."""
-    chosen = chosen_of(spec, "structured_output", get_args(Structure))
+    chosen = setting_of(spec, "structured_output", get_args(Structure))
     entry = find_entry(spec.listed_as)
     # A model that is not in the list is more likely new than old, and so has the output format.
     has_format = entry is None or bool(entry.get("supports_native_structured_output"))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.providers.http_client import SecretHeaders, constant
 from ondine_core.providers.http_errors import ADVICE, quotable
-from ondine_core.providers.settings import check_header, first_set, given_key
+from ondine_core.providers.settings import api_key_of, check_header, first_set
 from ondine_core.types.values import Call, ModelSpec
 
 _SCOPE = "https://cognitiveservices.azure.com/.default"
@@ -85,7 +85,7 @@ def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[
     if token:
         check_header("ad_token", token)
         return Access(constant({"Authorization": f"Bearer {token}"}), _ADVICE_FOR_TOKEN)
-    key = given_key(spec) or first_set(_KEY)
+    key = api_key_of(spec) or first_set(_KEY)
     if key:
         check_header("api_key", key)
         return Access(constant({"api-key": key}), _ADVICE_FOR_KEY, api_key=key)

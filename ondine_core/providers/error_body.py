@@ -1,8 +1,8 @@
 """Reads an HTTP error response of any shape: every code, every sentence and every wait in it.
 
-Providers and gateways agree on no shape: an `error` object or text, a `message` or `detail` at the top, lists of
+Each provider and gateway has its own shape: an `error` object or text, a `message` or `detail` at the top, lists of
 errors, problem+json, JSON inside a message, HTML pages, plain text. So the whole body is walked. Fields that echo the
-request or the model's reply are left out: they hold the text of rows, and are no explanation.
+request or the model's reply are skipped, since they contain text of rows.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class ErrorBody:
     Attributes:
         sentences: Explanations, the first found first.
         codes: Codes, types and reasons as written, the first found first.
-        request_field: The field of the request that is complained about.
+        request_field: The field of the request that is at fault.
         status: The status that the body itself names.
-        wait_s: The longest wait that the body names.
-        failed_reply: What the model wrote, if the provider refused to pass it on.
-        is_page: Whether it is an HTML page, as of a proxy or a firewall.
+        wait_s: The longest wait that the body names, in seconds.
+        failed_reply: The model's text, if the provider reports it as invalid.
+        is_page: Whether the body is an HTML page, such as a firewall's.
     """
 
     sentences: list[str] = field(default_factory=list)
@@ -73,22 +73,22 @@ class ErrorBody:
 
 
 def read_error(content: bytes, now: float, content_type: str = "") -> ErrorBody:
-    """Read the body of an error response; `now`, in seconds since the epoch, is for waits that are named as a date."""
-    found = ErrorBody()
+    """Read the body of an error response; `now`, in epoch seconds, is for waits that are given as a date."""
+    body = ErrorBody()
     text = decode_text(content, content_type)[:_MAX_BYTES].lstrip("\ufeff").strip()
     parsed = _parse_json(text)
     if parsed is not None:
         for number, (name, value, owner) in enumerate(_walk(parsed, 0)):
             if number >= _MAX_NODES:
                 break
-            _take(found, name, value, owner, now)
+            _add_field(body, name, value, owner, now)
     elif re.match(r"<(?:!doctype|html|head|body|\?xml|error)\b", text, re.IGNORECASE):
-        _read_page(found, text)
+        _read_page(body, text)
     elif text:
-        _take(found, "message", text, {}, now)
-    for sentence in found.sentences:
-        _keep_wait(found, wait_in_text_s(sentence, now))
-    return found
+        _add_field(body, "message", text, {}, now)
+    for sentence in body.sentences:
+        _add_wait(body, wait_in_text_s(sentence, now))
+    return body
 
 
 def _parse_json(text: str) -> Any:
@@ -102,7 +102,7 @@ def _parse_json(text: str) -> Any:
 
 
 def _walk(node: Any, depth: int) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """The fields of a JSON value with the objects they belong to, an object's own before those of its children."""
+    """Each field of a JSON value as name, value and object; an object's own fields precede those of its children."""
     if depth > _MAX_DEPTH:
         return
     if isinstance(node, list):
@@ -110,28 +110,27 @@ def _walk(node: Any, depth: int) -> Iterator[tuple[str, Any, Mapping[str, Any]]]
             yield from _walk(item if isinstance(item, dict | list) else {"message": item}, depth + 1)
         return
     children: list[Any] = []
-    # A code is more exact than a type.
+    # The code first, since it is more exact than a type.
     for key, value in sorted(node.items(), key=lambda item: item[0] != "code"):
         name = str(key).lower()
         if name in _ECHO_FIELDS:
             continue
-        if isinstance(value, str) and name in _TEXT_FIELDS and (inner := _json_within(value)) is not None:
+        inner = _json_within(value) if isinstance(value, str) and name in _TEXT_FIELDS else None
+        is_headers = name == "headers" and isinstance(value, dict)
+        if inner is not None:
             lead, parsed = inner
             yield name, lead, node
             children.append(parsed)
-        elif isinstance(value, dict | list) and name not in _FIELD_NAMES and name not in _WAIT_FIELDS:
-            if name == "headers" and isinstance(value, dict):
-                yield name, value, node
-            else:
-                children.append(value)
-        else:
+        elif not isinstance(value, dict | list) or name in _FIELD_NAMES or name in _WAIT_FIELDS or is_headers:
             yield name, value, node
+        else:
+            children.append(value)
     for child in children:
         yield from _walk(child, depth + 1)
 
 
 def _json_within(text: str) -> tuple[str, Any] | None:
-    """What precedes a JSON object (or the print of a Python one) inside a message, and the object."""
+    """The text before a JSON object or list (or a Python literal of one) inside a message, and that object."""
     start, end = text.find("{"), text.rfind("}") + 1
     if start < 0 or end <= start or end - start > _MAX_TEXT * 8:
         return None
@@ -149,38 +148,38 @@ def _json_within(text: str) -> tuple[str, Any] | None:
     return (text[:start].rstrip(" -:b'\""), parsed) if has_fields else None
 
 
-def _take(found: ErrorBody, name: str, value: Any, owner: Mapping[str, Any], now: float) -> None:
-    """Keep what one field of the body says."""
+def _add_field(body: ErrorBody, name: str, value: Any, owner: Mapping[str, Any], now: float) -> None:
+    """Add one field to `body`."""
     if name in _WAIT_FIELDS:
         wait_s = wait_of_value_s(value, now)
-        _keep_wait(found, None if wait_s is None else valid_wait_s(wait_s * _WAIT_FIELDS[name]))
+        _add_wait(body, None if wait_s is None else valid_wait_s(wait_s * _WAIT_FIELDS[name]))
     elif name == "headers":
         headers = {str(key).lower(): str(text) for key, text in value.items()}
-        _keep_wait(found, limits_reset_s(headers, now))
+        _add_wait(body, limits_reset_s(headers, now))
     elif name == "failed_generation" and isinstance(value, str):
-        found.failed_reply = found.failed_reply or value
+        body.failed_reply = body.failed_reply or value
     elif name in _FIELD_NAMES:
-        found.request_field = found.request_field or _field_name(value)
+        body.request_field = body.request_field or _field_name(value)
     elif name in _CODE_FIELDS and isinstance(value, str | int) and not isinstance(value, bool):
-        _take_code(found, str(value).strip())
+        _add_code(body, str(value).strip())
     elif name in _TEXT_FIELDS and isinstance(value, str):
         about = _field_name(owner.get("loc"))
-        _add_sentence(found, f"{about}: {value}" if about else value)
+        _add_sentence(body, f"{about}: {value}" if about else value)
 
 
-def _take_code(found: ErrorBody, code: str) -> None:
+def _add_code(body: ErrorBody, code: str) -> None:
     if code.isdigit() and int(code) in _STATUSES:
-        found.status = found.status or int(code)
+        body.status = body.status or int(code)
     elif " " in code:
-        _add_sentence(found, code)
-    elif code.lower() not in _SAYS_NOTHING and code not in found.codes and len(code) <= 100:  # noqa: PLR2004
-        found.codes.append(code)
+        _add_sentence(body, code)
+    elif code.lower() not in _SAYS_NOTHING and code not in body.codes and len(code) <= 100:  # noqa: PLR2004
+        body.codes.append(code)
 
 
-def _add_sentence(found: ErrorBody, text: str) -> None:
+def _add_sentence(body: ErrorBody, text: str) -> None:
     text = " ".join(text[:_MAX_TEXT].split())
     if text.lower() not in _SAYS_NOTHING:
-        found.sentences.append(text)
+        body.sentences.append(text)
 
 
 def _field_name(value: Any) -> str | None:
@@ -189,16 +188,16 @@ def _field_name(value: Any) -> str | None:
     return name if re.fullmatch(r"[\w.\[\]/$-]{1,80}", name) and name.lower() != "none" else None
 
 
-def _keep_wait(found: ErrorBody, wait_s: float | None) -> None:
+def _add_wait(body: ErrorBody, wait_s: float | None) -> None:
     if wait_s is not None:
-        found.wait_s = max(wait_s, found.wait_s or 0.0)
+        body.wait_s = max(wait_s, body.wait_s or 0.0)
 
 
-def _read_page(found: ErrorBody, text: str) -> None:
-    found.is_page = True
+def _read_page(body: ErrorBody, text: str) -> None:
+    body.is_page = True
     for tag, inner in re.findall(r"<(title|h1|message|code)\b[^>]*>(.{0,300}?)</\1>", text, re.IGNORECASE | re.DOTALL):
         words = unescape(re.sub(r"<[^>]*>", " ", inner)).strip()
         if tag.lower() == "code":
-            _take_code(found, words)
+            _add_code(body, words)
         else:
-            _add_sentence(found, words)
+            _add_sentence(body, words)

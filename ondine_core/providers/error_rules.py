@@ -35,9 +35,9 @@ Fault: TypeAlias = Literal[
 - `account`: credit, key, quota or model: the run stops at any time.
 - `permission`: a refusal without a reason (403): the set-up's until something was answered, then the row's.
 - `unclear`: another refusal: its row fails; the run stops when it repeats.
-- `limited`, `capacity`, `overloaded`, `broken`: the moment: the call is made again. `capacity` is that of the price
-  tier, which another may have.
-- `lost`: the moment, after the request was passed on: the call is made again, and this one may be billed all the same.
+- `limited`, `capacity`, `overloaded`, `broken`: the provider at this moment: the call is made again. `capacity` is that
+  of a price tier; another tier may have some.
+- `lost`: the provider after it passed the request on: the call is made again, although this one may be billed.
 """
 
 
@@ -47,10 +47,10 @@ class Rule:
 
     Args:
         fault: What is at fault.
-        statuses: The statuses it comes with; none for any.
-        pattern: A regular expression that its codes and sentences contain.
-        advice: What the user can do about it, or the status whose usual advice it is.
-        even_if_it_names_a_wait: Whether the rule holds for a response that says when to come back.
+        statuses: The statuses of such responses; empty for any status.
+        pattern: A regular expression that matches in their codes and sentences.
+        advice: What the user can do about it, or the status whose usual advice applies.
+        even_if_it_names_a_wait: Whether the rule also applies to a response that says how long to wait.
     """
 
     fault: Fault
@@ -62,7 +62,7 @@ class Rule:
 
 @lru_cache(maxsize=256)  # a limit refuses many calls in the same words
 def find_rule(status: int, text: str, *, names_a_wait: bool) -> Rule | None:
-    """The first rule that fits a response with the codes and sentences `text`, without text of the row."""
+    """The first rule that matches a response; `text` is its codes and sentences, without text of the row."""
     text = text.lower()
     for rule in _RULES:
         fits_status = not rule.statuses or status in rule.statuses
@@ -91,7 +91,7 @@ _REFUSALS = (400, 401, 402, 403, 404, 409, 410, 412, 422, 424, 429, 451)
 _BAD_REQUEST = (400, 422)
 
 _RULES: tuple[Rule, ...] = (
-    # -- the moment, where the words would mislead ---------------------------------------------------------------------
+    # -- the provider at this moment, where the words would mislead ----------------------------------------------------
     # OpenRouter, money reserved for calls in flight.
     Rule("limited", (402, 403, 429), r"in_flight_budget"),
     # Gemini and Vertex AI, a quota of minutes.
@@ -155,7 +155,7 @@ _RULES: tuple[Rule, ...] = (
         r"max_tokens.{0,80}(?:not supported|unsupported).*max_completion_tokens|use 'max_completion_tokens'",
         advice=_RENAMED_BOUND,
     ),
-    # Mistral and older servers: the bound of others.
+    # Mistral and older servers: the name that OpenAI's reasoning models use for the bound.
     Rule(
         "setup",
         _BAD_REQUEST,
@@ -272,9 +272,9 @@ _RULES: tuple[Rule, ...] = (
         r"access to (?:the |this )?model",
         advice=404,
     ),
-    # OpenAI: an address that is none.
+    # OpenAI: no such address.
     Rule("account", (404,), r"invalid url|unknown (?:request )?url", advice=405),
-    # AWS API Gateway: an address that is none.
+    # AWS API Gateway: no such address.
     Rule("account", (403,), r"missing authentication token", advice=405),
     # -- the set-up ----------------------------------------------------------------------------------------------------
     # vLLM, Gemini, Ollama: no system message.
@@ -330,7 +330,7 @@ _RULES: tuple[Rule, ...] = (
     ),
     # Ollama: the model does not fit.
     Rule("setup", (500,), r"requires more (?:system )?memory", advice=_MEMORY),
-    # -- the moment ----------------------------------------------------------------------------------------------------
+    # -- the provider at this moment -----------------------------------------------------------------------------------
     # LiteLLM, Envoy, AWS API Gateway, Cloudflare: the provider behind it did not answer in time.
     Rule(
         "lost",

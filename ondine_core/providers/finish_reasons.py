@@ -1,7 +1,7 @@
-"""Finish reasons of replies, as data: only a reason that is listed as whole makes a text an answer.
+"""Classifies the finish reasons of replies: only the text of a reply with a reason listed as whole is an answer.
 
 The words come from the references of the providers and the sources of the servers named beside them. An unlisted reason
-counts as cut, since half a sentence that is kept is never asked again.
+counts as cut, since half a sentence that was kept would never be asked again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 FinishKind: TypeAlias = Literal["whole", "cut", "tool", "broken", "refused"]
-"""The model was done; a bound cut it; it called a tool; the server failed or stopped it; a filter stopped it."""
+"""The model finished; a limit cut it; it called a tool; the server failed or stopped it; a filter stopped it."""
 
 _WORDS: Mapping[FinishKind, str] = {
     # OpenAI and most others: stop. Together: eos. Text Generation Inference: eos_token, stop_sequence. Anthropic and
@@ -44,23 +44,23 @@ _WORDS: Mapping[FinishKind, str] = {
         "guardrail_intervened error_toxic sensitive moderation"
     ),
 }
-_ENDINGS: Mapping[str, FinishKind] = {word: ending for ending, words in _WORDS.items() for word in words.split()}
+_KINDS: Mapping[str, FinishKind] = {word: kind for kind, words in _WORDS.items() for word in words.split()}
 
 
-def ending_of(finish_reason: str, *, unknown: FinishKind = "cut") -> FinishKind:
-    """What `finish_reason` says of a reply, `unknown` for a word that is not listed; upper and lower case are alike."""
-    return _ENDINGS.get(finish_reason.strip().lower(), unknown)
+def finish_kind(finish_reason: str, *, unknown: FinishKind = "cut") -> FinishKind:
+    """The kind of a finish reason in upper or lower case; `unknown` if it is not listed."""
+    return _KINDS.get(finish_reason.strip().lower(), unknown)
 
 
 def native_finish_reason(data: Mapping[str, Any]) -> str | None:
-    """The reason in a response of any dialect, as the provider itself put it; `None` if it is not found.
+    """The provider's own finish reason in a response of any dialect; `None` if there is none.
 
-    Libraries and routers translate reasons that they do not know to `stop`.
+    Libraries and routers replace reasons that they do not know by `stop`.
     """
     candidates = data.get("candidates") or data.get("choices") or ()
     first = candidates[0] if isinstance(candidates, list) and candidates else {}
     choice = first if isinstance(first, Mapping) else {}
-    places = (
+    fields = (
         (choice, "native_finish_reason"),  # OpenRouter
         (choice, "finishReason"),  # Gemini
         (data, "stop_reason"),  # Anthropic
@@ -68,5 +68,5 @@ def native_finish_reason(data: Mapping[str, Any]) -> str | None:
         (data, "finish_reason"),  # Cohere
         (choice, "finish_reason"),
     )
-    found = (place.get(name) for place, name in places)
-    return next((reason for reason in found if isinstance(reason, str) and reason), None)
+    reasons = (owner.get(name) for owner, name in fields)
+    return next((reason for reason in reasons if isinstance(reason, str) and reason), None)

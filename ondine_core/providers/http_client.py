@@ -14,15 +14,16 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.http_connection import SHORTEST_S, Connector, NotSentError, Request, Resolve, Target
+from ondine_core.providers.http_connection import MIN_TIMEOUT_S, Connector, NotSentError, Request, Resolve, Target
 from ondine_core.providers.http_errors import ADVICE, Address
+from ondine_core.providers.loading import pop_closed
 from ondine_core.providers.settings import check_header
 
 CONNECT_TIMEOUT_S = 15.0
 HEADERS: Mapping[str, str] = {"accept": "application/json", "accept-encoding": "identity"}
 
 SecretHeaders: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
-"""The headers of the next request whose values are secrets, such as a token that expires."""
+"""Returns the headers of the next request whose values are secrets, such as a token that expires."""
 
 
 def constant(headers: Mapping[str, str]) -> SecretHeaders:
@@ -35,14 +36,14 @@ def constant(headers: Mapping[str, str]) -> SecretHeaders:
 
 
 def bearer(api_key: str | None) -> SecretHeaders:
-    """The header of a key that is sent as a bearer token; none without a key."""
+    """The `Authorization` header with `api_key` as a bearer token; none without a key."""
     check_header("api_key", api_key or "")
     return constant({"Authorization": f"Bearer {api_key}"} if api_key else {})
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where requests go, and what they have in common.
+    """An address and what all requests to it have in common.
 
     Args:
         url: The address, or the root of the addresses.
@@ -62,14 +63,14 @@ class Endpoint:
 
     @property
     def address(self) -> Address:
-        """What errors say of the server."""
+        """What errors say about the server."""
         return Address(urlsplit(self.url).netloc.rpartition("@")[2], self.timeout_s, self.advice)
 
 
 class HttpClient:
-    """Connections for requests to one endpoint, which open at the first; a reply has at most `max_bytes`.
+    """Sends requests over connections that open at the first one; a reply may have at most `max_bytes`.
 
-    Each event loop has its own, since a connection belongs to the loop in which it was opened.
+    Each event loop has connections of its own.
     """
 
     def __init__(self, max_bytes: int, resolve: Resolve) -> None:
@@ -79,10 +80,10 @@ class HttpClient:
     async def send(
         self, method: str, url: str, body: Callable[[], Any], limits: aiohttp.ClientTimeout, **options: Any
     ) -> aiohttp.ClientResponse:
-        """The beginning of the response; a request that cannot have been read is sent again, on another connection.
+        """Send a request; returns the response as soon as its head has arrived.
 
-        `body` makes what is sent, `limits` hold for all of that, and `options` are those of
-        `aiohttp.ClientSession.request`.
+        A request that the server cannot have read is sent again on another connection. `body` is called for each
+        attempt, `limits` apply to all attempts together, and `options` are those of `aiohttp.ClientSession.request`.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + (limits.total or inf)
@@ -98,10 +99,10 @@ class HttpClient:
                     raise
 
     async def post(self, target: Target, headers: Mapping[str, str], body: bytes, until: float) -> tuple[Any, bytes]:
-        """The head and the content of the reply to a small request that needs no proxy; it may be sent again, too.
+        """Post a small request that needs no proxy; returns the head and the content of the reply.
 
-        It ends by `until`, on the clock of the event loop. aiohttp's session would take a sixth of the CPU time of a
-        row for what such a request does not need.
+        It is sent again as by `send`, and ends by `until` on the event loop's clock. It bypasses aiohttp's session,
+        which would take a sixth of the CPU time of a row.
         """
         lines = [target.head, *map(": ".join, headers.items()), f"Content-Length: {len(body)}\r\n\r\n"]
         request = "\r\n".join(lines).encode() + body
@@ -119,14 +120,12 @@ class HttpClient:
         await self._close_old(asyncio.get_running_loop())
 
     async def _close_old(self, also: asyncio.AbstractEventLoop | None = None) -> None:
-        for loop in list(self._sessions):  # to which other threads may add theirs meanwhile
-            session = self._sessions.pop(loop, None) if loop is also or loop.is_closed() else None
-            if session is not None:
-                await session.close()
+        for session in pop_closed(self._sessions, also):
+            await session.close()
 
     async def _open(self) -> aiohttp.ClientSession:
         session = self._sessions[asyncio.get_running_loop()] = aiohttp.ClientSession(
-            # No secret here: aiohttp sends the headers of a session to a proxy as well, in clear text.
+            # No secret here: aiohttp also sends the headers of a session to a proxy, in clear text.
             headers=HEADERS,
             connector=Connector(self._max_bytes, self._resolve),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -138,9 +137,9 @@ class HttpClient:
 
 
 def shorten(limits: aiohttp.ClientTimeout, left_s: float) -> aiohttp.ClientTimeout:
-    """`limits` of which `left_s` are left in all."""
+    """`limits` with a total of `left_s` seconds."""
     return aiohttp.ClientTimeout(
-        total=None if left_s == inf else max(left_s, SHORTEST_S),
+        total=None if left_s == inf else max(left_s, MIN_TIMEOUT_S),
         connect=limits.connect,
         sock_read=limits.sock_read,
         ceil_threshold=limits.ceil_threshold,
@@ -148,9 +147,9 @@ def shorten(limits: aiohttp.ClientTimeout, left_s: float) -> aiohttp.ClientTimeo
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy that the usual variables name for `url`; this machine itself is always reached directly.
+    """The proxy for `url` by the environment; this machine itself is always reached directly.
 
-    aiohttp would read `.netrc` as well, and refuse to send both its entry and a key.
+    aiohttp's own `trust_env` also reads `.netrc`, and refuses a request with both an entry of that file and a key.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -161,7 +160,7 @@ def proxy_for(url: str) -> str | None:
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None:
         return None
-    if "://" not in proxy:  # as curl and others read it
+    if "://" not in proxy:  # as curl does
         proxy = f"http://{proxy}"
     kind = urlsplit(proxy).scheme
     if kind not in ("http", "https"):

@@ -1,9 +1,9 @@
 """Connections over aiohttp on which only bytes that arrive after a request count as its reply.
 
-aiohttp takes the first reply that it finds on a kept-alive connection for the reply to the next request, so one reply
-too many gives every later row its neighbour's answer. Here a connection with unread bytes is closed before it is used
-again, and a reply that came before its request, or with another one behind it, is not believed. The bytes of a reply
-are counted as they arrive.
+aiohttp takes the first reply that it finds on a kept-alive connection for the reply to the next request, so one
+surplus reply would give every later row its neighbour's answer. Here a connection with unread bytes is closed instead
+of being used again, and a reply that precedes its request, or is followed by another one, is an error. The bytes of a
+reply are counted as they arrive.
 """
 
 from __future__ import annotations
@@ -40,21 +40,27 @@ _MAX_REST_S = 1.0
 _REST_SHARE = 0.5
 _SMOOTHING = 1 / 8
 _QUICK_S = 0.02
-"""A server that is quicker than this is near, and no model: its connections need not rest."""
+"""A server with quicker replies is nearby and not a model, so its connections need not rest."""
 _IDLE_S = 0.1
-"""A server closes a connection because it is idle, so only then the bytes that it acknowledged are worth a look."""
+"""Acknowledged bytes are read only after this idle time, since servers close connections because they are idle."""
 _HEADERS_BYTES = 2**18
 _DNS_CACHE_S = 60
 _OTHER_FILES = 128
 _CONNECTIONS_A_CALL = 2
-"""One that is in use, and one that rests."""
-_DISTRUST_S = 60.0
-SHORTEST_S = 0.001
-"""To aiohttp, 0 is no time-out."""
+"""One in use, and one that rests."""
+_NO_REUSE_S = 60.0
+MIN_TIMEOUT_S = 0.001
+"""aiohttp takes 0 for no time-out."""
+_TCP_INFO_BYTES = 128
+_ACKED_OFFSET = 120
+"""Of `tcpi_bytes_acked` in Linux's `struct tcp_info`."""
 
 
 class NotSentError(aiohttp.ClientConnectionError):
-    """The server cannot have read any of the request, so it may be sent again; `reused` if a call had gone before."""
+    """The server cannot have read the request, so it may be sent again.
+
+    `reused` says whether the connection had carried an earlier call.
+    """
 
     def __init__(self, *, reused: bool) -> None:
         super().__init__("The connection was closed, or out of step, before a request could be read.")
@@ -66,37 +72,37 @@ class OutOfStepError(aiohttp.ClientConnectionError):
 
 
 class ReplyTooLargeError(aiohttp.ClientPayloadError):
-    """A reply beyond what was asked for."""
+    """A reply with more bytes than allowed."""
 
 
 class _ReusePause:
-    """Until when no connection of a client is used again, on the clock of the event loop."""
+    """The time, on the event loop's clock, until which no connection of a client is used again."""
 
     def __init__(self) -> None:
-        self.suspended_until = 0.0
+        self.until = 0.0
 
-    def suspend(self, until: float) -> None:
-        self.suspended_until = max(self.suspended_until, until)
+    def extend(self, until: float) -> None:
+        self.until = max(self.until, until)
 
 
 class _Connection(ResponseHandler):
     """A connection that knows whether a reply is expected on it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int, trust: _ReusePause) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int, reuse_pause: _ReusePause) -> None:
         super().__init__(loop)
-        self._trust = trust
+        self._reuse_pause = reuse_pause
         self._max_bytes = max_bytes + _HEADERS_BYTES
         self._is_used = self._expects_reply = self._is_written = False
         self._received, self._acked = 0, -1
         self._began_at = self._idle_since = 0.0
-        self._unread: Callable[[], bool] | None = None
+        self._is_readable: Callable[[], bool] | None = None
         self.took_s = 0.0
         self._reply: aiohttp.StreamReader | None = None
 
     def begin_request(self) -> bool:
-        """Expect a reply from now on; `False` if the connection is of no use, and then the call fails."""
+        """Expect a reply from now on; returns `False`, and fails the call, if the connection cannot be used."""
         now = self._loop.time()
-        is_stale = self._is_used and now < self._trust.suspended_until
+        is_stale = self._is_used and now < self._reuse_pause.until
         if self.exception() is None and (is_stale or not self.is_connected() or self._has_unread_bytes()):
             self._give_up(NotSentError(reused=self._is_used))
         if self.exception() is not None:
@@ -109,7 +115,11 @@ class _Connection(ResponseHandler):
         return True
 
     async def exchange(self, request: bytes, until: float) -> tuple[Any, bytes]:
-        """Send a whole request, and return the head and the content of the reply, if it comes in time."""
+        """Send a whole request; returns the head and the content of the reply.
+
+        Raises:
+            TimeoutError: The reply is not complete by `until`, on the event loop's clock.
+        """
         self.set_response_params(read_until_eof=True, auto_decompress=False)
         if self.begin_request() and self.transport is not None:
             self.transport.write(request)
@@ -129,9 +139,9 @@ class _Connection(ResponseHandler):
         transport = self.transport
         if transport is None or (not self._is_used and transport.get_extra_info("sslcontext") is not None):
             return False  # session tickets may follow a TLS handshake
-        if self._unread is None:
-            self._unread = _unread(transport.get_extra_info("socket"))
-        return self._unread()
+        if self._is_readable is None:
+            self._is_readable = _make_is_readable(transport.get_extra_info("socket"))
+        return self._is_readable()
 
     def _is_request_out(self) -> bool:
         return self._is_written and self.transport is not None and not self.transport.get_write_buffer_size()
@@ -143,17 +153,17 @@ class _Connection(ResponseHandler):
         if self.transport is not None:
             self.transport.abort()
 
-    # -- what aiohttp and the event loop call --------------------------------------------------------------------------
+    # -- called by aiohttp and the event loop --------------------------------------------------------------------------
 
     def start_timeout(self) -> None:
-        """Note that the request is written; aiohttp's own request for a tunnel begins here, too."""
+        """Note that the request is written; for aiohttp's own request for a tunnel, this is the only notice."""
         if not self._expects_reply:
             self.begin_request()
         self._is_written = True
         super().start_timeout()
 
     def data_received(self, data: bytes) -> None:
-        """Count bytes, and refuse those that no request asked for; without data, aiohttp goes on with what it has."""
+        """Count the bytes, and refuse those without a request; aiohttp passes none to go on with what it has."""
         if data and not self._expects_reply:
             self._receive_unexpected(data)
             return
@@ -165,7 +175,7 @@ class _Connection(ResponseHandler):
         if self._reply is None:
             return
         error = self.exception()
-        if error is not None:  # what follows is not HTTP; aiohttp's own error of its parser is no `ClientError`
+        if error is not None:  # aiohttp's parser failed, perhaps with an error that is no `ClientError`
             if not isinstance(error, aiohttp.ClientError):
                 error = aiohttp.ClientPayloadError(f"The reply is not HTTP ({type(error).__name__}).")
             self._reply.set_exception(error)
@@ -175,17 +185,17 @@ class _Connection(ResponseHandler):
             self.took_s = self._idle_since - self._began_at
 
     def _receive_unexpected(self, data: bytes) -> None:
-        if not data.strip(b"\r\n"):  # some servers end a line too many
+        if not data.strip(b"\r\n"):  # some servers send a surplus line end
             return
         if not self._is_used:
             self._give_up(NotSentError(reused=False))
             return
-        self._trust.suspend(inf)
-        # If the last reply is still to be taken, it is not believed either.
+        self._reuse_pause.extend(inf)
+        # This also fails the previous call, if its reply has not been read yet.
         self._give_up(OutOfStepError("The server sent bytes without a request."))
 
     def resume_reading(self, *further: Any, **named: Any) -> None:
-        """Go on reading if that was paused; aiohttp calls this for each piece that is taken, and parses once more."""
+        """Resume only if reading is paused: aiohttp calls this for each piece that is read, and parses each time."""
         if self._reading_paused:
             super().resume_reading(*further, **named)
 
@@ -193,7 +203,7 @@ class _Connection(ResponseHandler):
         status, payload = data[0].code, data[1]
         if status >= 200 or status == 101:  # noqa: PLR2004
             if self._reply is not None:
-                self._trust.suspend(inf)
+                self._reuse_pause.extend(inf)
                 self._give_up(OutOfStepError("The server sent two replies to one request."))
                 return
             if not self._is_request_out() and status < 400:  # noqa: PLR2004  (an error need not wait for the body)
@@ -203,23 +213,23 @@ class _Connection(ResponseHandler):
         super().feed_data(data, size)
 
     def eof_received(self) -> None:
-        """Distinguish a server that had closed before the request arrived from one that read it and then closed.
+        """Fail the call as not sent if the server closed the connection before it received any of the request.
 
-        The end of the stream says how many bytes had come, so it proves the former. A reset says nothing.
+        No further byte was acknowledged then. After a reset instead of an end of stream, this is not known.
         """
         if self._expects_reply and not self._received and 0 <= self._acked == _acked_bytes(self.transport):
             self._give_up(NotSentError(reused=self._is_used))
         super().eof_received()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Whether a reset request was read is not known; that the next one meets the same can be helped."""
+        """Stop using connections again for a minute if this one was lost under a request: the next may be, too."""
         if self._is_used and self._expects_reply and not self._received:
-            self._trust.suspend(self._loop.time() + _DISTRUST_S)
+            self._reuse_pause.extend(self._loop.time() + _NO_REUSE_S)
         super().connection_lost(exc)
 
 
-def _unread(sock: Any) -> Callable[[], bool]:
-    """Tells whether bytes, or the end of the stream, wait to be read."""
+def _make_is_readable(sock: Any) -> Callable[[], bool]:
+    """A function that says whether bytes, or the end of the stream, can be read from `sock`."""
     if not hasattr(select, "poll"):
         return lambda: bool(select.select([sock], [], [], 0)[0])
     poll = select.poll()
@@ -227,33 +237,29 @@ def _unread(sock: Any) -> Callable[[], bool]:
     return lambda: bool(poll.poll(0))
 
 
-_TCP_INFO_BYTES = 128
-_ACKED_AT = 120
-
-
 def _acked_bytes(transport: asyncio.BaseTransport | None) -> int:
-    """How many bytes the other side has acknowledged so far; -1 where it is not known."""
+    """How many bytes the other side has acknowledged so far; -1 if that is not known."""
     if sys.platform != "linux" or transport is None:
         return -1
     try:
         info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        (acked,) = struct.unpack_from("Q", info, _ACKED_AT)
+        (acked,) = struct.unpack_from("Q", info, _ACKED_OFFSET)
     except (OSError, struct.error):
         return -1
     return int(acked)
 
 
 class Request(aiohttp.ClientRequest):
-    """A request that is written only to a connection on which nothing waits to be read."""
+    """A request that is written only to a connection without unread bytes."""
 
     async def write_bytes(self, writer: Any, conn: Any, *further: Any) -> None:
-        """Look just before the first byte leaves."""
+        """Check the connection just before the first byte is sent."""
         if conn.protocol is not None and conn.protocol.begin_request():
             await super().write_bytes(writer, conn, *further)
 
 
 class Target:
-    """Where whole requests are posted, with what headers and time-out."""
+    """The address, headers and time-outs of requests that are posted as a whole."""
 
     def __init__(self, url: str, headers: Mapping[str, str], limits: aiohttp.ClientTimeout) -> None:
         self._url = url
@@ -262,7 +268,7 @@ class Target:
 
     @cached_property
     def request(self) -> aiohttp.ClientRequest:
-        """A request that is never sent: aiohttp connects for one, and adds the headers that it always sends."""
+        """A request that is never sent: aiohttp needs one to connect, and adds its standard headers to it."""
         try:
             url = URL(self._url)
         except ValueError as error:
@@ -272,13 +278,13 @@ class Target:
 
     @cached_property
     def head(self) -> str:
-        """The lines with which each request begins."""
+        """The request line and the headers that are the same for each request."""
         first = f"POST {self.request.url.raw_path_qs} HTTP/1.1"
         return "\r\n".join([first, *map(": ".join, self.request.headers.items())])
 
 
 class Resolver(AbstractResolver):
-    """Look names up in threads for which nothing waits, neither a cancelled call nor the end of the process."""
+    """Looks names up in daemon threads, so neither a cancelled call nor the end of the process waits for a look-up."""
 
     def __init__(self, resolve: Resolve) -> None:
         self._resolve = resolve
@@ -288,15 +294,15 @@ class Resolver(AbstractResolver):
     ) -> list[ResolveResult]:
         """The addresses of `host`."""
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[list[Any]] = loop.create_future()
+        addresses: asyncio.Future[list[Any]] = loop.create_future()
 
         def settle(result: list[Any] | None, error: Exception | None) -> None:
-            if found.done():
+            if addresses.done():
                 return
             if error is not None:
-                found.set_exception(error)
+                addresses.set_exception(error)
             else:
-                found.set_result(result or [])
+                addresses.set_result(result or [])
 
         def look_up() -> None:
             result: list[Any] | None = None
@@ -318,7 +324,7 @@ class Resolver(AbstractResolver):
                 proto=protocol,
                 flags=socket.AI_NUMERICHOST,
             )
-            for kind, _, protocol, _, address in await found
+            for kind, _, protocol, _, address in await addresses
         ]
 
     async def close(self) -> None:
@@ -326,7 +332,7 @@ class Resolver(AbstractResolver):
 
 
 def max_calls() -> int | None:
-    """Calls at once for which this process may open connections; `None` if it may open any number."""
+    """The most concurrent calls for which this process may open connections; `None` if there is no limit."""
     if resource is None:
         return None
     limit: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -336,11 +342,11 @@ def max_calls() -> int | None:
 
 
 class Connector(aiohttp.TCPConnector):
-    """Connections that rest between two calls, so that a reply too many is seen before it is taken for the next one.
+    """Connections that rest between two calls, so that a surplus reply arrives before the next request.
 
-    It has no limit of its own: the engine bounds the calls in flight, and a second bound would make them queue inside
-    their time-out. A server that was seen to send what was not asked for gets a connection for each call; so does one
-    that closes connections under a request, for a minute.
+    There is no limit: the engine bounds the calls in flight, and a second bound would make them queue within their
+    time-out. A server that once sent bytes without a request gets a new connection for each call; a server that closes
+    a connection under a request does so for a minute.
     """
 
     def __init__(self, max_bytes: int, resolve: Resolve) -> None:
@@ -348,15 +354,15 @@ class Connector(aiohttp.TCPConnector):
             limit=0, keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=_DNS_CACHE_S, resolver=Resolver(resolve)
         )
         self._typical_s = self._rest_s = 0.0
-        self._trust = _ReusePause()
-        made: Any = partial(_Connection, loop=self._loop, max_bytes=max_bytes, trust=self._trust)
-        self._factory = made
+        self._reuse_pause = _ReusePause()
+        factory: Any = partial(_Connection, loop=self._loop, max_bytes=max_bytes, reuse_pause=self._reuse_pause)
+        self._factory = factory
 
     async def exchange(self, target: Target, request: bytes, until: float) -> tuple[Any, bytes]:
-        """Send a whole request on a connection of its own, and return the head and the content of the reply."""
+        """Send a whole request on a free or new connection; returns the head and the content of the reply."""
         limits, left_s = target.limits, until - self._loop.time()
         if left_s < (limits.connect or 0.0):
-            limits = aiohttp.ClientTimeout(connect=max(left_s, SHORTEST_S), ceil_threshold=inf)
+            limits = aiohttp.ClientTimeout(connect=max(left_s, MIN_TIMEOUT_S), ceil_threshold=inf)
         try:
             connection = await self.connect(target.request, [], limits)
         except TimeoutError as error:
@@ -375,13 +381,13 @@ class Connector(aiohttp.TCPConnector):
 
     async def _get(self, key: Any, traces: Any) -> Any:
         idle = self._conns.get(key)
-        # The first has been idle for longest; if it still rests, so do the others.
+        # The first one has been idle longest: while it rests, so do the others.
         if idle and monotonic() - idle[0][1] < self._rest_s:
             return None
         return await super()._get(key, traces)
 
     def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
-        if should_close or protocol.should_close or self._loop.time() < self._trust.suspended_until:
+        if should_close or protocol.should_close or self._loop.time() < self._reuse_pause.until:
             super()._release(key, protocol, should_close=True)
             return
         self._typical_s += (protocol.took_s - self._typical_s) * (_SMOOTHING if self._typical_s else 1)

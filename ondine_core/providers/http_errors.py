@@ -1,8 +1,8 @@
-"""Classifies a failed call, for every client that speaks HTTP.
+"""Classifies failed calls, for every HTTP client.
 
-A call whose reply was not seen whole may have been billed; one that was refused was not. `error_body` reads a refusal,
-the table `error_rules` says what is at fault, and the status decides where the table does not. What the provider says
-is passed on without the text of rows and without keys.
+A call whose reply was not received completely may have been billed; a refused call was not. `error_body` reads a
+refusal, the table in `error_rules` says what is at fault, and if no rule matches, the status decides. The provider's
+words are quoted without text of rows and without keys.
 """
 
 from __future__ import annotations
@@ -43,14 +43,17 @@ _FAULTS: Mapping[int, Fault] = {
     **dict.fromkeys((408, 503, 504, 524, 529), "overloaded"),
     **dict.fromkeys((446, 451), "row"),
 }
-"""The fault that a status alone indicates, where it is not in `ADVICE` and its class (4xx, 5xx) does not decide."""
+"""The fault that a status alone indicates, unless it is in `ADVICE` or its class (4xx, 5xx) decides."""
+_BAD_REQUEST = 400
 _LIMITED = 429
+_MAX_QUOTE = 300
+_NO_CALL = Call(())
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What is said about a server in the errors of calls to it."""
+    """What errors of calls say about the server."""
 
     host: str
     timeout_s: float
@@ -66,12 +69,12 @@ class Response(NamedTuple):
     at: float
 
 
-def lost(error: BaseException, to: Address) -> ProviderError:
-    """The reason why no complete response was received."""
+def transport_error(error: BaseException, to: Address) -> ProviderError:
+    """The error of a call without a complete response, because of `error`."""
     host = to.host
     if isinstance(error, aiohttp.InvalidURL | ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError):
         return FatalError(f"Cannot trust or reach {host!r} ({type(error).__name__}); check base_url and certificates.")
-    unsent = _not_received(error, host)
+    unsent = _unsent_error(error, host)
     if unsent is not None:
         return unsent
     if isinstance(error, OutOfStepError):
@@ -87,12 +90,12 @@ def lost(error: BaseException, to: Address) -> ProviderError:
     return TransientError(f"The connection to {host!r} broke ({type(error).__name__}).", cost_unknown=True)
 
 
-def _not_received(error: BaseException, host: str) -> ProviderError | None:
-    """What it means when the server cannot have read the request; `None` if it can."""
+def _unsent_error(error: BaseException, host: str) -> ProviderError | None:
+    """The error of a call that the server cannot have read; `None` if it may have read it."""
     if isinstance(error, NotSentError):
         return TransientError(f"{host!r} closed the connection before a call was sent.")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return _turned_away_by_proxy(error.status, host)
+        return _proxy_error(error.status, host)
     if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
         return TransientError(
             "This process may open no more files; raise `ulimit -n` or lower max_concurrency.", kind="overloaded"
@@ -110,38 +113,40 @@ def _not_received(error: BaseException, host: str) -> ProviderError | None:
     return None
 
 
-def _turned_away_by_proxy(status: int, host: str) -> ProviderError:
+def _proxy_error(status: int, host: str) -> ProviderError:
     what = f"The proxy replied {status} when it was to connect to {host!r}"
     if status >= 500 or status == _LIMITED:  # noqa: PLR2004
         return TransientError(f"{what}.")
     return FatalError(f"{what}; check HTTPS_PROXY, the credentials in it, and NO_PROXY.")
 
 
-def turned_away(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
-    """What a response means that is not an answer.
+def response_error(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
+    """The error of a call whose response is not a 200.
 
-    No text of a row in `call` is quoted; if that is `None`, only codes are. `secrets` are masked.
+    It quotes the provider's explanation without text of a row in `call` and without `secrets`; without a `call`, it
+    quotes codes only.
     """
     return _classify(response, _read_body(response), call, secrets, to)
 
 
-def unreadable(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
-    """What a 200 means that holds no answer: gateways report errors so, with a status or words of their own."""
+def no_answer_error(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
+    """The error of a call whose response is a 200 without an answer.
+
+    Gateways report errors so; the body may name the status, or have an explanation that a rule knows.
+    """
     body = _read_body(response)
-    if body.status is not None:
-        return _classify(Response(body.status, {}, response.content, response.at), body, call, secrets, to)
-    said = mask(" ".join((*body.codes, body.message)), call or _NO_CALL, secrets)
-    if not body.is_page and find_rule(_BAD_REQUEST, said, names_a_wait=body.wait_s is not None) is not None:
-        return _classify(Response(_BAD_REQUEST, {}, response.content, response.at), body, call, secrets, to)
+    status = body.status
+    if status is None and not body.is_page:
+        explanation = mask(" ".join((*body.codes, body.message)), call or _NO_CALL, secrets)
+        if find_rule(_BAD_REQUEST, explanation, names_a_wait=body.wait_s is not None) is not None:
+            status = _BAD_REQUEST
+    if status is not None:
+        return _classify(Response(status, {}, response.content, response.at), body, call, secrets, to)
     return TransientError("The provider replied 200 with a body that is not a chat completion.", cost_unknown=True)
 
 
 def _read_body(response: Response) -> ErrorBody:
     return read_error(response.content, response.at, response.headers.get("content-type", ""))
-
-
-_BAD_REQUEST = 400
-_NO_CALL = Call(())
 
 
 def _classify(
@@ -153,8 +158,9 @@ def _classify(
     message = mask(body.message, sent, secrets)
     quoted = "" if call is None else message
     codes = [code for code in body.codes if mask(code, sent, secrets) == code]
-    about = f" (about {field_name!r})" if (field_name := body.request_field) and field_name not in quoted else ""
-    what = f"The provider replied {status}" + (f" ({codes[0]})" if codes else "") + _as_suffix(quoted) + about
+    what = f"The provider replied {status}" + (f" ({codes[0]})" if codes else "") + _as_suffix(quoted)
+    if body.request_field and body.request_field not in quoted:
+        what += f" (about {body.request_field!r})"
     if status < _BAD_REQUEST:
         return FatalError(f"{what}, which is not a chat completion; check base_url.")
     rule = find_rule(status, f"{' '.join(codes)} {message}".strip(), names_a_wait=wait_s is not None)
@@ -191,16 +197,13 @@ def _fault_of_status(status: int, to: Address) -> Fault:
 
 
 def _wait_s(response: Response, body: ErrorBody) -> float | None:
-    """How long the provider asks to wait: by its headers, else by what the body says."""
+    """The wait in seconds that the provider asks for: in its headers, else in the body."""
     asked_s = retry_after_s(response.headers, response.at)
     if asked_s is None:
         asked_s = body.wait_s
     if asked_s is None and response.status == _LIMITED:
         asked_s = limits_reset_s(response.headers, response.at)
     return asked_s
-
-
-_MAX_QUOTE = 300
 
 
 def quotable(message: str, call: Call, secrets: Iterable[str]) -> str:

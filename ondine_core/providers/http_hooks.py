@@ -1,10 +1,10 @@
-"""Hooks into litellm's HTTP: one request a call, and the unchanged response.
+"""Hooks into litellm's HTTP that allow one request a call and keep the unchanged response.
 
-litellm sends a call again when a connection breaks, although the call may have been billed; here the second request is
-stopped. Each call watches itself by a context variable, which hooks of the HTTP client find from inside litellm.
+litellm sends a call again when a connection breaks, although the call may have been billed; the hooks stop the second
+request. They find the record of the current call (`Watch`) in a context variable.
 
-litellm and OpenAI's package are imported by name: a type checker, also a user's, would read their 3,800 modules for
-three names, which takes half a minute.
+litellm and OpenAI's package are imported by name: otherwise type checkers, also a user's, would read their 3,800
+modules for three names, which takes half a minute.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid")
 
 @dataclass(slots=True)
 class Watch:
-    """The observed request and response of one call: address, keys, and the response."""
+    """What the hooks observed of one call: the host, the keys and methods with addresses sent, and the response."""
 
     host: str = ""
     secrets: list[str] = field(default_factory=list, repr=False)
-    left: set[str] = field(default_factory=set)
+    sent: set[str] = field(default_factory=set)
     raw: httpx.Response | None = None
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Of the response, by their names in small letters."""
+        """The headers of the response, with names in lower case."""
         return {} if self.raw is None else dict(self.raw.headers)
 
     def response(self) -> Response | None:
@@ -50,11 +50,11 @@ class Watch:
             return None
         try:
             return Response(self.raw.status_code, self.headers, self.raw.content, time.time())
-        except RuntimeError:  # it began to be read, and was not read to its end
+        except RuntimeError:  # it was not read to its end
             return None
 
     def data(self) -> Mapping[str, Any]:
-        """The response as JSON, if it is an object."""
+        """The JSON object in the response; empty if it has none."""
         response = self.response()
         try:
             data = orjson.loads(response.content) if response else None
@@ -68,18 +68,19 @@ _watch: ContextVar[Watch | None] = ContextVar("ondine_watch", default=None)
 
 @contextmanager
 def watch() -> Iterator[Watch]:
-    """Watch the call made in here; litellm neither logs nor reports it.
+    """Observe the call that is made in this context; litellm neither logs nor reports it.
 
-    Its public `no-log` takes three times the CPU (measured: 22 ms a call, not 8), since it prepares what it drops.
+    Its public option `no-log` takes three times the CPU (22 ms a call instead of 8), since it prepares the log first.
     """
     is_internal_call = import_module("litellm._internal_context").is_internal_call
     seen = Watch()
-    mine, internal = _watch.set(seen), is_internal_call.set(True)
+    watch_token = _watch.set(seen)
+    internal_token = is_internal_call.set(True)
     try:
         yield seen
     finally:
-        is_internal_call.reset(internal)
-        _watch.reset(mine)
+        is_internal_call.reset(internal_token)
+        _watch.reset(watch_token)
 
 
 async def _on_request(request: httpx.Request) -> None:
@@ -89,16 +90,16 @@ async def _on_request(request: httpx.Request) -> None:
     import httpx
 
     target = f"{request.method} {request.url}"
-    if request.method == "POST" and target in seen.left:
-        raise httpx.ReadError("A call leaves once; its caller decides whether it is made again.")
-    seen.left.add(target)
+    if request.method == "POST" and target in seen.sent:
+        raise httpx.ReadError("A call is sent once; its caller decides whether it is made again.")
+    seen.sent.add(target)
     request.headers["accept-encoding"] = "identity"
     seen.host = request.url.netloc.decode("ascii", "replace").rpartition("@")[2]
     seen.secrets += [value.rpartition(" ")[2] for name in _SECRET if (value := request.headers.get(name, ""))]
 
 
 async def _on_response(response: httpx.Response) -> None:
-    # Unpacked here, where its size is bounded, and not by httpx.
+    # Decompressed here, where its size is bounded, and not by httpx.
     encoding = response.headers.pop("content-encoding", "")
     response.stream = _bounded(response.stream, encoding)
     seen = _watch.get()
@@ -107,7 +108,7 @@ async def _on_response(response: httpx.Response) -> None:
 
 
 def _bounded(stream: Any, encoding: str) -> Any:
-    """The bytes of a response as a stream that fails where they are more than any answer."""
+    """The decompressed bytes of a response as a stream that fails if they are too many."""
     import httpx
 
     class Bounded(httpx.AsyncByteStream):
@@ -128,19 +129,19 @@ def _bounded(stream: Any, encoding: str) -> Any:
 
 
 def make_client(api_key: str | None, base_url: str | None) -> Any:
-    """A client for both ways in which litellm sends: by its own HTTP handler, and by OpenAI's package."""
+    """A client for both ways in which litellm sends requests: its own HTTP handler and OpenAI's package."""
     http_handler: Any = import_module("litellm.llms.custom_httpx.http_handler")
     openai: Any = import_module("openai")
 
     class Client(http_handler.AsyncHTTPHandler):  # type: ignore[misc]  # of type Any
-        """litellm's handler, and with the attributes it does not have OpenAI's client on top of it."""
+        """litellm's handler; attributes that it does not have are those of an OpenAI client on the same connections."""
 
         openai: Any
 
         async def post(self, *args: Any, **options: Any) -> Any:
-            """Send with the client whose method was meant: both have a `post`, and only OpenAI's takes `cast_to`."""
-            by: Any = self.openai if "cast_to" in options else super()
-            return await by.post(*args, **options)
+            """Send with the client that is meant: both have a `post`, but only OpenAI's takes `cast_to`."""
+            sender: Any = self.openai if "cast_to" in options else super()
+            return await sender.post(*args, **options)
 
         def __getattr__(self, name: str) -> Any:
             if name.startswith("__") or "openai" not in self.__dict__:
@@ -148,7 +149,7 @@ def make_client(api_key: str | None, base_url: str | None) -> Any:
             return getattr(self.openai, name)
 
     client = Client(event_hooks={"request": [_on_request], "response": [_on_response]})
-    client.client.follow_redirects = False  # key and prompt are not carried to where a server points
+    client.client.follow_redirects = False  # a redirect must not receive key and prompt
     client.openai = openai.AsyncOpenAI(
         api_key=api_key or "none", base_url=base_url, max_retries=0, http_client=client.client
     )
@@ -156,13 +157,13 @@ def make_client(api_key: str | None, base_url: str | None) -> Any:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What broke a call, as the HTTP client put it; what made `error` happen in the first place, if it did not."""
+    """The HTTP client's error in the causes of `error`; their first one if there is none of the HTTP client."""
     chain = _chain(error)
     return next((link for link in chain if isinstance(link, aiohttp.ClientError | TimeoutError)), chain[-1])
 
 
 def response_behind(error: BaseException) -> Response | None:
-    """The response that `error` comes from, for the few providers for which litellm does not use our client."""
+    """The response that caused `error`, for the few providers for which litellm does not use our client."""
     import httpx
 
     for link in reversed(_chain(error)):
@@ -179,10 +180,10 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def request_id(seen: Watch) -> str | None:
-    """The provider's name for the call: of the header, else of the body."""
+    """The provider's id of the call: in a header, else in the body."""
     for name in _REQUEST_IDS:
-        found = seen.headers.get(name, "").encode("ascii", "ignore").decode()
-        if found:
-            return found
-    name_of_it = seen.data().get("id")
-    return name_of_it if isinstance(name_of_it, str) else None
+        header_id = seen.headers.get(name, "").encode("ascii", "ignore").decode()
+        if header_id:
+            return header_id
+    body_id = seen.data().get("id")
+    return body_id if isinstance(body_id, str) else None

@@ -22,8 +22,15 @@ from typing import Any
 import orjson
 
 from ondine_core.errors import ConfigError, FatalError, ProviderError
-from ondine_core.providers.finish_reasons import ending_of, native_finish_reason
-from ondine_core.providers.http_errors import Address, Response, lost, quotable, turned_away, unreadable
+from ondine_core.providers.finish_reasons import finish_kind, native_finish_reason
+from ondine_core.providers.http_errors import (
+    Address,
+    Response,
+    quotable,
+    response_error,
+    transport_error,
+    no_answer_error,
+)
 from ondine_core.providers.http_hooks import (
     Watch,
     cause_of,
@@ -37,7 +44,14 @@ from ondine_core.providers.model_data import installed_litellm
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.rate_limit_headers import hold_off_s
 from ondine_core.providers.request_form import RequestForm
-from ondine_core.providers.settings import check_address, check_header, check_settings, chosen_of, first_set, given_key
+from ondine_core.providers.settings import (
+    api_key_of,
+    check_address,
+    check_header,
+    check_settings,
+    first_set,
+    setting_of,
+)
 from ondine_core.providers.tiers import tier_fields
 from ondine_core.providers.usage import stated_usd_in, stated_usd_of
 from ondine_core.types.protocols import ChatModel
@@ -99,7 +113,7 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
         raise ConfigError(f"model={spec.model!r} is called through litellm: pip install 'ondine-dagster[litellm]'.")
     check_release(version("litellm"))
     check_settings(spec, (*_SETTINGS, *_OWN_SETTINGS.get(spec.dialect, "").split()))
-    chosen_of(spec, "structured_output", _STRUCTURES)
+    setting_of(spec, "structured_output", _STRUCTURES)
     decided = sorted(spec.params.keys() & set(_DECIDED.split()))
     if decided:
         raise ConfigError(f"params: {decided[0]!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")
@@ -111,7 +125,7 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
 def _key(spec: ModelSpec) -> str | None:
     for name, value in (spec.settings.get("extra_headers") or {}).items():
         check_header(f"extra_headers[{name!r}]", str(value))
-    given = given_key(spec)
+    given = api_key_of(spec)
     if given:
         return given
     if spec.base_url is not None and not spec.dialect.startswith(_BY_IDENTITY):
@@ -211,8 +225,8 @@ class _LiteLLM:
         message.setdefault("refusal", (message.get("provider_specific_fields") or {}).get("refusal"))
         # What litellm does not know it calls "stop"; where it makes a tool of the schema, every reply is whole to it.
         native, choice = native_finish_reason(seen.data()), data["choices"][0]
-        if native and choice.get("finish_reason") == "stop" and ending_of(native) not in ("whole", "tool"):
-            choice["finish_reason"] = "length" if ending_of(native) == "cut" else native
+        if native and choice.get("finish_reason") == "stop" and finish_kind(native) not in ("whole", "tool"):
+            choice["finish_reason"] = "length" if finish_kind(native) == "cut" else native
         reply = chat_reply(data)
         headers, tokens = seen.headers, reply.usage.input_tokens + reply.usage.output_tokens
         wait_s = hold_off_s(headers, tokens, reply.usage.output_tokens, time.time())
@@ -230,10 +244,10 @@ class _LiteLLM:
             return error
         response = seen.response() or response_behind(error)
         if response is not None:
-            judge = unreadable if response.status == _OK else turned_away
+            judge = no_answer_error if response.status == _OK else response_error
             return judge(response, call, secrets, to)
-        if seen.left:
-            return lost(cause_of(error), to)
+        if seen.sent:
+            return transport_error(cause_of(error), to)
         return self._unseen(error, call, secrets, to)
 
     def _unseen(self, error: Exception, call: Call, secrets: tuple[str, ...], to: Address) -> ProviderError:
@@ -247,8 +261,8 @@ class _LiteLLM:
         if isinstance(cause, ImportError):
             return FatalError(f"{what} It lacks a package for {self._spec.model!r}.")
         if isinstance(status, int) and 400 <= status < 500 and status != 408:  # noqa: PLR2004
-            found = turned_away(Response(status, {}, message.encode(), time.time()), call, secrets, to)
+            found = response_error(Response(status, {}, message.encode(), time.time()), call, secrets, to)
         else:
-            found = lost(cause, to)
+            found = transport_error(cause, to)
         found.args = (what,)  # whose fault it is stays as found
         return found

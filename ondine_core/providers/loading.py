@@ -1,4 +1,4 @@
-"""What takes long to load and has connections, which belong to the event loop in which they were opened."""
+"""Resources of event loops: a connection belongs to the event loop in which it was opened."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+def pop_closed(by_loop: dict[asyncio.AbstractEventLoop, T], also: asyncio.AbstractEventLoop | None = None) -> list[T]:
+    """Remove and return the resources of closed event loops, and that of the loop `also`."""
+    loops = [loop for loop in list(by_loop) if loop is also or loop.is_closed()]  # other threads may add their loops
+    resources = [by_loop.pop(loop, None) for loop in loops]
+    return [resource for resource in resources if resource is not None]
+
+
 class LoadedOnce(Generic[T]):
-    """The result of `load`, which is called in a thread, once in each event loop, when it is first needed there.
+    """The result of `load`, which is called in a thread, once for each event loop, at the first `get`.
 
     `close` closes a result.
     """
@@ -20,9 +27,9 @@ class LoadedOnce(Generic[T]):
         self._ready: dict[asyncio.AbstractEventLoop, asyncio.Future[T]] = {}
 
     async def get(self) -> T:
-        """The result; after an error, `load` is called again.
+        """The result; after an error, the next call loads again.
 
-        Others wait for it, too, so a call that is cancelled does not cancel it.
+        Several calls may wait for one `load`, so cancelling a call does not cancel it.
         """
         loop = asyncio.get_running_loop()
         ready = self._ready.get(loop)
@@ -39,7 +46,6 @@ class LoadedOnce(Generic[T]):
         await self._close_old(loop)
 
     async def _close_old(self, also: asyncio.AbstractEventLoop | None = None) -> None:
-        for loop in list(self._ready):  # to which other threads may add theirs meanwhile
-            ready = self._ready.pop(loop, None) if loop is also or loop.is_closed() else None
-            if ready is not None and ready.done() and not ready.cancelled() and not ready.exception():
+        for ready in pop_closed(self._ready, also):
+            if ready.done() and not ready.cancelled() and not ready.exception():
                 await self._close(ready.result())

@@ -1,29 +1,29 @@
-"""What a provider says, without keys and without the text of rows.
+"""Removes keys and the text of rows from messages of providers.
 
-Only what the set-up says itself (the template, the system message) may be repeated: it is what explanations are about.
+Text of the definition (the template, the system message) is kept, since explanations refer to it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ondine_core.types.values import Call
 
 _MASK = "…"
 _MAX_SCANNED = 1_000
-_SHORTEST_MATCH = 8
-"""Characters that a message and a row have in common before it counts as a quotation; half of it beyond ASCII, where
+_MIN_QUOTATION = 8
+"""The fewest characters in common with a row that count as a quotation; half as many if they are not ASCII, since such
 a character says more."""
-_PLAIN_WORDS = """
+_WORDS = """
 a an and any api are as at be been but by call can cannot check content context could data do does error exceed
 exceeded exceeds field for from has have id if in input invalid is it its json key length less limit maximum message
 messages minimum model more must no not of on one only or output parameter per please prompt provided rate reduce
 request requested requests required requires response schema string supported than that the their there this to token
 tokens too try type unsupported use used user value was were when which with you your
 """
-_IS_PLAIN = frozenset(_PLAIN_WORDS.split())
-"""Words that explanations are made of; that a row has them, too, discloses nothing."""
+_PLAIN_WORDS = frozenset(_WORDS.split())
+"""Common words of explanations: repeating them discloses nothing of a row."""
 _KEY = re.compile(r"\b(?:sk|gsk|key|pk|xai|tok)[-_][\w*-]{6,}|\bAIza[\w-]{6,}")
 _ENCODED = re.compile(r"data:[\w/+.*-]{0,80};base64,[\w+/=-]*|(?:[A-Za-z0-9+/_-]{4}){15,}[A-Za-z0-9+/=_-]*")
 """An image, or a part of one, in base64."""
@@ -31,7 +31,7 @@ _QUOTATION = re.compile(r"(['\"`\u2018\u201c])([^'\"`\u2019\u201d]+)['\"`\u2019\
 
 
 def mask(message: str, call: Call, secrets: Iterable[str]) -> str:
-    """`message` without keys, of which `secrets` are those that were sent, and without what it repeats of a row."""
+    """`message` without keys (the `secrets` that were sent, and all that look like keys) and without text of rows."""
     if call.media:
         message = _ENCODED.sub(_MASK, message)
     message = " ".join(message.split())
@@ -52,29 +52,34 @@ def _squeeze(text: str) -> str:
 
 
 def _quotations(message: str, sent: str, fixed: str) -> list[tuple[int, int]]:
-    """Where `message` repeats text of a row: a quoted text, or a run of characters, each extended to whole words."""
+    """The spans of `message` that repeat text of a row, extended to whole words and merged where they overlap."""
     lowered = "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in message)
-    quotes = _QUOTATION.finditer(lowered)
-    spans = [quote.span(2) for quote in quotes if quote[2] in sent]
-    length = 0
-    for start in range(len(lowered)):
-        length = max(0, length - 1)  # what matched from the character before on still matches
-        while start + length < len(lowered) and lowered[start : start + length + 1] in sent:
-            length += 1
-        shortest = _SHORTEST_MATCH if lowered[start : start + length].isascii() else _SHORTEST_MATCH // 2
-        if length >= shortest:
-            spans.append((start, start + length))
-    found: list[tuple[int, int]] = []
-    for first, last in sorted(spans):
+    spans: list[tuple[int, int]] = []
+    for first, last in sorted(_repeated_spans(lowered, sent)):
         start, end = _whole_words(message, first, last)
         words = lowered[start:end]
-        if words.strip() in fixed or set(re.findall(r"\w+", words)) <= _IS_PLAIN:
+        if words.strip() in fixed or set(re.findall(r"\w+", words)) <= _PLAIN_WORDS:
             continue
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
         else:
-            found.append((start, end))
-    return found
+            spans.append((start, end))
+    return spans
+
+
+def _repeated_spans(message: str, sent: str) -> Iterator[tuple[int, int]]:
+    """The spans of `message` that are in `sent`: texts in quotation marks, and runs of characters."""
+    for quote in _QUOTATION.finditer(message):
+        if quote[2] in sent:
+            yield quote.span(2)
+    length = 0
+    for start in range(len(message)):
+        length = max(0, length - 1)  # the match of the previous character, less that character, is still one
+        while start + length < len(message) and message[start : start + length + 1] in sent:
+            length += 1
+        is_ascii = message[start : start + length].isascii()
+        if length >= (_MIN_QUOTATION if is_ascii else _MIN_QUOTATION // 2):
+            yield start, start + length
 
 
 def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:

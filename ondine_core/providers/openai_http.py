@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
-from ondine_core.providers.finish_reasons import ending_of
+from ondine_core.providers.finish_reasons import finish_kind
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_client import Endpoint, bearer
 from ondine_core.providers.http_errors import ADVICE
@@ -70,7 +70,7 @@ class OpenAIModel(HttpModel):
                     raise
                 self._form = better or self._form  # another call may have learnt it meanwhile
             else:
-                if not self.heeds_schemas and form.write(call)[1] is not None and self.ignores_schemas(reply):
+                if not self.follows_schemas and form.write(call)[1] is not None and self.ignores_schemas(reply):
                     self._form = replace(self._form, structure="words")
                 return reply
         return await super().__call__(call)
@@ -126,7 +126,7 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
     """
     choice = data["choices"][0]
     message, finish_reason = choice["message"], _finish_reason(choice)
-    ending = ending_of(finish_reason)
+    ending = finish_kind(finish_reason)
     if message.get("refusal") or ending == "refused":
         raise RefusedError(
             "The model declined to answer (content filter).",
@@ -158,7 +158,7 @@ def _finish_reason(choice: Mapping[str, Any]) -> str:
     A server that leaves the field out reports no reasons; null means by OpenAI's schema that the reply is not finished.
     """
     native = choice.get("native_finish_reason")  # of OpenRouter, which translates some reasons to "stop"
-    if isinstance(native, str) and ending_of(native, unknown="whole") in ("cut", "broken", "refused"):
+    if isinstance(native, str) and finish_kind(native, unknown="whole") in ("cut", "broken", "refused"):
         return native
     return str(choice.get("finish_reason", "stop") or "null")
 

@@ -15,7 +15,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.anthropic_request import find_anthropic_address
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import RequestForm, Structure, check_temperature, limit_field_of
-from ondine_core.providers.settings import check_root, check_settings, chosen_of, first_set, given_key
+from ondine_core.providers.settings import api_key_of, check_root, check_settings, first_set, setting_of
 from ondine_core.providers.strict_schema import ALL, SchemaSubset
 from ondine_core.types.values import ModelSpec
 
@@ -150,7 +150,7 @@ def _own_address(provider: str, server: Server) -> str | None:
 
 
 def _key(spec: ModelSpec, server: Server) -> str | None:
-    given = given_key(spec)
+    given = api_key_of(spec)
     if given or spec.base_url is not None:  # its own key goes to the provider only
         return given or None
     key = first_set(server.keys)
@@ -160,7 +160,7 @@ def _key(spec: ModelSpec, server: Server) -> str | None:
 
 
 def _structure(spec: ModelSpec, server: Server) -> Structure:
-    found = chosen_of(spec, "structured_output", get_args(Structure)) or server.structure
+    found = setting_of(spec, "structured_output", get_args(Structure)) or server.structure
     if found:
         structure: Structure = found
         return structure

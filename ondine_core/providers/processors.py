@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _SPINS = 10_000
-"""About a tenth of a millisecond: far more than threads wait for each other where each has a processor."""
+"""About a tenth of a millisecond: much longer than threads wait for each other if each has a processor."""
 _SPIN_VARIABLE = "GOMP_SPINCOUNT"
 _WAITING = frozenset({_SPIN_VARIABLE, "OMP_WAIT_POLICY"})
 
@@ -64,7 +64,7 @@ def measure_shares(threads: int) -> list[float]:
 
 
 def core_count() -> int:
-    """Cores that this process may use; two processors of one core are counted once where the system tells."""
+    """Cores that this process may use; on Linux, the logical processors of one core are counted once."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     processors = os.sched_getaffinity(0)
@@ -73,10 +73,10 @@ def core_count() -> int:
 
 @contextmanager
 def brief_spinning(environment: MutableMapping[str, str]) -> Iterator[None]:
-    """Let threads of a library that is loaded meanwhile sleep soon when they wait, unless the user chose otherwise.
+    """Make the threads of libraries loaded inside the context spin only briefly, unless the user set how they wait.
 
-    By default GNU's OpenMP spins for milliseconds, and so keeps from the processor the very thread that it waits for:
-    where other work starts after the threads were counted, nothing would be computed any more.
+    GNU's OpenMP spins for milliseconds by default. If other work takes a processor later, the spinning threads keep it
+    from the thread that they wait for, and the computation stalls.
     """
     if _WAITING & environment.keys():
         yield

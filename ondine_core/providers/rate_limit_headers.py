@@ -84,7 +84,7 @@ def _duration_s(text: str | None) -> float | None:
     parts = _PART.findall(text or "")
     if not text or "".join(amount + unit for amount, unit in parts) != text:
         return None
-    return sum(float(amount) * _WORDS_S[unit] for amount, unit in parts)
+    return sum(float(amount) * _UNIT_S[unit] for amount, unit in parts)
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
@@ -127,14 +127,14 @@ def valid_wait_s(seconds: float) -> float | None:
 
 # -- bodies --------------------------------------------------------------------------------------------------------
 
-_WORDS_S = {
+_UNIT_S = {
     **dict.fromkeys(["ms", "millisecond", "milliseconds"], 0.001),
     **dict.fromkeys(["s", "sec", "secs", "second", "seconds"], 1.0),
     **dict.fromkeys(["m", "min", "mins", "minute", "minutes"], 60.0),
     **dict.fromkeys(["h", "hr", "hrs", "hour", "hours"], 3600.0),
     **dict.fromkeys(["d", "day", "days"], 86400.0),
 }
-_AMOUNT = rf"(\d+(?:\.\d+)?) ?({'|'.join(sorted(_WORDS_S, key=len, reverse=True))})(?![a-z])"
+_AMOUNT = rf"(\d+(?:\.\d+)?) ?({'|'.join(sorted(_UNIT_S, key=len, reverse=True))})(?![a-z])"
 _IN_WORDS = re.compile(rf"{_AMOUNT}(?:(?:,| and)? ?{_AMOUNT}){{0,4}}")
 _ONE_AMOUNT = re.compile(_AMOUNT)
 _ISO_DURATION = re.compile(r"p(?:(\d+)d)?(?:t(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?)?")
@@ -182,7 +182,7 @@ def _leading_wait_s(text: str, now: float) -> float | None:
         return _until_s(date.group(), now)
     found = _IN_WORDS.match(text)
     if found:
-        return valid_wait_s(sum(float(amount) * _WORDS_S[unit] for amount, unit in _ONE_AMOUNT.findall(found.group())))
+        return valid_wait_s(sum(float(amount) * _UNIT_S[unit] for amount, unit in _ONE_AMOUNT.findall(found.group())))
     iso = _ISO_DURATION.match(text)
     if iso and any(iso.groups()):
         days, hours, minutes, seconds = (float(part or 0) for part in iso.groups())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from ondine_core.providers.finish_reasons import ending_of
+from ondine_core.providers.finish_reasons import finish_kind
 from ondine_core.types.values import Reply
 
 THOUGHTS_ONLY: Final = "the reply holds the model's thoughts and no answer"
@@ -95,10 +95,10 @@ def strip_fence(text: str) -> str:
     return (fenced.group(1) if fenced else text).strip()
 
 
-def heeds_schema(reply: Reply) -> bool | None:
+def follows_schema(reply: Reply) -> bool | None:
     """Whether a server that replies so to a schema heeds it; `None` if this reply does not tell.
 
     One that answers with plain text does not know schemas.
     """
-    text = strip_fence(strip_reasoning(reply.text) or "") if ending_of(reply.finish_reason) == "whole" else ""
+    text = strip_fence(strip_reasoning(reply.text) or "") if finish_kind(reply.finish_reason) == "whole" else ""
     return text.startswith("{") if text else None

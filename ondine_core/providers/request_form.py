@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.settings import chosen_of
+from ondine_core.providers.settings import setting_of
 from ondine_core.providers.strict_schema import ALL, SchemaSubset, strict_schema
 from ondine_core.types.values import Call, Message, ModelSpec
 
@@ -129,7 +129,7 @@ def limit_field_of(spec: ModelSpec, model: str, *, is_renamed: bool) -> LimitFie
     OpenAI's reasoning models refuse the old name; older models and most servers know only that. `is_renamed` says
     that the model is known to take the new one.
     """
-    chosen = chosen_of(spec, "token_limit_field", _LIMIT_FIELDS)
+    chosen = setting_of(spec, "token_limit_field", _LIMIT_FIELDS)
     is_new = is_renamed or _NEW_LIMIT.search(model.lower())
     return chosen or ("max_completion_tokens" if is_new else "max_tokens")
 

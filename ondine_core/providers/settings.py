@@ -1,6 +1,6 @@
-"""Checks what the user sets for a model, before any call is made.
+"""Checks the settings of a model before any call is made.
 
-Every error is a `ConfigError` that names the value and what to do; all `connect` functions raise it.
+Every check raises `ConfigError`, which names the value and says what to do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Choice = TypeVar("Choice", bound=str)
 
 _EXTRA_BODY = "extra_body"
 _LIMIT = "max_output_tokens (settings token_limit_field chooses what it is sent as)"
-_OURS = {
+_RESERVED_FIELDS = {
     "max_completion_tokens": _LIMIT,
     "max_tokens": _LIMIT,
     "messages": "the prompt",
@@ -32,9 +32,7 @@ _OURS = {
     "stream_options": "whole replies",
     "timeout": "timeout_s",
 }
-"""Fields of a request that are decided elsewhere, and by what. The first two and `n` bound what a call may cost."""
-
-
+"""Request fields that users cannot set, and where each comes from. The first two and `n` bound the cost of a call."""
 _NUMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "max_output_tokens": (lambda value: is_whole(value, 1), "a whole number of at least 1"),
     "timeout_s": (is_positive, "a number of seconds, more than 0"),
@@ -64,30 +62,33 @@ def check_fields(spec: ModelSpec) -> None:
         if not isinstance(getattr(spec, name), str | None):
             raise ConfigError(f"{name} is a {type(getattr(spec, name)).__name__}; it must be a text, or None.")
     for name in ("params", "settings"):
-        held = getattr(spec, name)
-        if not isinstance(held, Mapping) or not all(isinstance(key, str) for key in held):
-            raise ConfigError(f"{name} is a {type(held).__name__}; it must be a mapping of names to values.")
+        values = getattr(spec, name)
+        if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+            raise ConfigError(f"{name} is a {type(values).__name__}; it must be a mapping of names to values.")
 
 
 def check_params(spec: ModelSpec) -> None:
-    """Refuse `spec.params` if it has fields that are decided elsewhere."""
+    """Refuse `spec.params` if it has reserved fields, or a field twice."""
     extra = _extra_body(spec)
-    both = sorted(spec.params.keys() & extra.keys())
-    if both:
-        raise ConfigError(f"params: {both[0]!r} of {spec.model!r} is set twice, once of them in extra_body.")
+    duplicates = sorted(spec.params.keys() & extra.keys())
+    if duplicates:
+        raise ConfigError(f"params: {duplicates[0]!r} of {spec.model!r} is set twice, once of them in extra_body.")
     if spec.reasoning_effort is not None and "reasoning_effort" in (*spec.params, *extra):
         raise ConfigError(f"reasoning_effort of {spec.model!r} is set twice, once of them in params.")
     for name in (*spec.params, *extra):
-        if name in _OURS:
-            raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; it follows from {_OURS[name]}.")
+        source = _RESERVED_FIELDS.get(name)
+        if source is not None:
+            raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; it follows from {source}.")
 
 
 def request_fields(spec: ModelSpec) -> dict[str, Json]:
-    """The further fields of a request: those of `spec`, and beside them what `extra_body` in its `params` holds.
+    """The request fields that `spec` sets; those inside `extra_body` stand beside the others.
 
-    OpenAI's package takes fields that it does not know by that name; in a request it has no meaning.
+    `extra_body` is the argument of OpenAI's package for fields that the package does not know.
     """
-    return {**{name: value for name, value in spec.request_params.items() if name != _EXTRA_BODY}, **_extra_body(spec)}
+    fields = {**spec.request_params, **_extra_body(spec)}
+    fields.pop(_EXTRA_BODY, None)
+    return fields
 
 
 def _extra_body(spec: ModelSpec) -> Mapping[str, Json]:
@@ -105,32 +106,31 @@ def check_settings(spec: ModelSpec, valid: Collection[str]) -> None:
             raise ConfigError(f"settings: {spec.model!r} knows no {name!r}; {known}.{did_you_mean(name, valid)}")
 
 
-def chosen_of(spec: ModelSpec, setting: str, options: Sequence[Choice]) -> Choice | None:
-    """The setting of this name, which must be one of `options`; `None` if it is not set."""
-    chosen: Any = spec.settings.get(setting)
+def setting_of(spec: ModelSpec, setting: str, options: Sequence[Choice]) -> Choice | None:
+    """The value of a setting, which must be one of `options`; `None` if it is not set."""
+    chosen: Choice | None = spec.settings.get(setting)
     if chosen is not None and chosen not in options:
         raise ConfigError(f"settings: {setting}={chosen!r} is not one of {', '.join(map(repr, options))}.")
-    found: Choice | None = chosen
-    return found
+    return chosen
 
 
 def check_header(name: str, value: str) -> None:
     """Refuse a secret that cannot be sent in a header, without showing it."""
-    for at, character in enumerate(value, 1):
+    for position, character in enumerate(value, 1):
         if not " " <= character <= "~":
             kind = "a line end" if character in "\r\n" else f"the character U+{ord(character):04X}"
-            raise ConfigError(f"{name} has {kind} at position {at} of {len(value)}; check how it was copied.")
+            raise ConfigError(f"{name} has {kind} at position {position} of {len(value)}; check how it was copied.")
 
 
 def first_set(variables: tuple[str, ...]) -> str | None:
-    """The value of the first of these environment variables that has one."""
+    """The value of the first of these environment variables that is set and not blank."""
     return next((value for name in variables if (value := os.environ.get(name, "").strip())), None)
 
 
-def given_key(spec: ModelSpec) -> str:
-    """The key that `spec` gives, without the line feed with which files of keys end; empty if it gives none.
+def api_key_of(spec: ModelSpec) -> str:
+    """The `api_key` of `spec` without the white space around it, such as a key file's last line feed; `""` for none.
 
-    Where only an address is given, no key of the environment may be sent: it belongs to the provider.
+    Keys in the environment are not read here: they belong to the provider and must not be sent to another `base_url`.
     """
     key = (spec.api_key or "").strip()
     check_header("api_key", key)
@@ -138,22 +138,22 @@ def given_key(spec: ModelSpec) -> str:
 
 
 def check_address(base_url: str, name: str = "base_url") -> None:
-    """Refuse an address with a fault."""
+    """Refuse `base_url` unless it is a URL of http or https with a host, and without credentials."""
     if "@" in base_url:
         raise ConfigError(f"{name} holds a user name or password, which would end up in logs; use api_key.")
     try:
         parts = urlsplit(base_url)
-        (parts.hostname or "").encode("idna")  # as it is done for a look-up
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        sound = sound and not any(map(str.isspace, base_url))
+        (parts.hostname or "").encode("idna")  # as a DNS look-up does
+        has_server = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = has_server and not any(map(str.isspace, base_url))
     except ValueError:
-        sound = False
-    if not sound:
+        is_valid = False
+    if not is_valid:
         raise ConfigError(f"{name}={base_url!r} is not an address; write it like 'http://127.0.0.1:8000/v1'.")
 
 
 def check_root(base_url: str) -> None:
-    """Refuse an address with a fault, or to which no path can be added."""
+    """Refuse an address as `check_address` does, and one to which no path can be added."""
     check_address(base_url)
     root = re.split("[?#]", base_url, maxsplit=1)[0]
     if root != base_url:

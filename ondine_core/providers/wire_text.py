@@ -1,4 +1,4 @@
-"""Text that JSON over UTF-8 can carry: what is sent, stored and shown."""
+"""Text that JSON in UTF-8 can carry, as needed to send, store and show it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ondine_core.errors import ConfigError
 
 
 def storable_text(text: str) -> str:
-    """`text` without lone surrogates, as broken decoders leave behind: they have no place in UTF-8."""
+    """`text` with a question mark for each lone surrogate, which wrong decoders produce and UTF-8 cannot carry."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -19,7 +19,7 @@ def utf8_length(text: str) -> int:
 
 
 def check_text(value: Any, where: str) -> None:
-    """Check that every text in `value`, names of mappings included, can be written as UTF-8."""
+    """Refuse a lone surrogate in any text of `value`, names of mappings included, with a `ConfigError`."""
     match value:
         case str():
             if storable_text(value) != value:

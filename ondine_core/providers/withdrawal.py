@@ -13,9 +13,9 @@ _WARN_DAYS = 30
 
 
 def find_withdrawal(spec: ModelSpec, now: float) -> str | None:
-    """A warning if the provider of `spec` withdraws the model within 30 days, or has; `now` is in epoch seconds.
+    """A warning if the provider of `spec` withdraws the model within 30 days or has done so; `now` in epoch seconds.
 
-    A server at an address of the user's is not the provider whose dates are known; an Azure resource is.
+    Servers at a `base_url` are not covered, since their dates are not known; Azure resources are.
     """
     date = read_date((find_entry(spec.listed_as) or {}).get("deprecation_date"))
     if date is None or (spec.base_url is not None and spec.dialect != "azure"):
@@ -30,7 +30,7 @@ def find_withdrawal(spec: ModelSpec, now: float) -> str | None:
 
 
 def read_date(text: Any) -> dt.date | None:
-    """A date of the price data; `None` without one, or if an installed litellm writes it in another format."""
+    """A date of the price data; `None` if there is none, or in another format than ISO 8601."""
     try:
         return dt.date.fromisoformat(text)
     except (TypeError, ValueError):

@@ -23,7 +23,7 @@ from ondine_core import (
     Usage,
 )
 from ondine_core.prompts.output_schema import compile_schema
-from ondine_core.providers.finish_reasons import ending_of
+from ondine_core.providers.finish_reasons import finish_kind
 from ondine_core.providers.pricing import find_price
 from ondine_core.types.values import Message
 from tests.support.asking import one_call
@@ -86,7 +86,7 @@ def test_reply_has_usage_request_id_and_latency(client: Client) -> None:
         ledger = provider.ledger
     assert orjson.loads(reply.text) == {"answer": WORDS}
     assert reply.usage == Usage(ledger.input_tokens, 3, ledger.output_tokens)
-    assert (ending_of(reply.finish_reason), reply.request_id, reply.hold_off_s) == ("whole", "req-1", 0.0)
+    assert (finish_kind(reply.finish_reason), reply.request_id, reply.hold_off_s) == ("whole", "req-1", 0.0)
     assert 0 < reply.latency_s < 10
 
 
@@ -157,7 +157,7 @@ def test_cost_of_a_reply_follows_from_its_usage(client: Client) -> None:
 def test_truncated_reply_is_marked(client: Client) -> None:
     """A reply cut by the output bound never counts as whole."""
     with client.provider(fault=truncated) as provider:
-        assert ending_of(client.ask(provider).finish_reason) == "cut"
+        assert finish_kind(client.ask(provider).finish_reason) == "cut"
 
 
 @every_client

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from ondine_core.errors import ProviderError, RefusedError, TransientError
-from ondine_core.providers.http_errors import Response, turned_away, unreadable
+from ondine_core.providers.http_errors import Response, response_error, no_answer_error
 from ondine_core.providers.job_api import JobProblem, JobReply, JobStatus
 from ondine_core.providers.jobs.job_http import NO_CALL, TOO_MUCH_QUEUED, JobHttp, ResultLine
 from ondine_core.providers.masking import mask
@@ -137,7 +137,7 @@ class JobAdapter(ABC):
     def _read_reply(self, status: int, body: Any, read: Callable[[Mapping[str, Any]], Reply]) -> Reply | ProviderError:
         """The reply in the body of a row's response, or why there is none; `read` takes it out of a live one."""
         if status != _OK:
-            return turned_away(_response(status, body), None, (), self._http.to)
+            return response_error(_response(status, body), None, (), self._http.to)
         try:
             return replace(read(body), tier=None)  # whatever tier it names, it is billed as part of a job
         except RefusedError as error:
@@ -146,7 +146,7 @@ class JobAdapter(ABC):
         except ProviderError as error:
             return error
         except (*_OTHER_FORM, RecursionError):
-            return unreadable(_response(status, body), None, (), self._http.to)
+            return no_answer_error(_response(status, body), None, (), self._http.to)
 
 
 def _response(status: int, body: Any) -> Response:

@@ -20,7 +20,7 @@ import orjson
 from ondine_core.errors import JobLostError, ProviderError, TransientError
 from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, Endpoint, HttpClient, proxy_for
 from ondine_core.providers.http_connection import ReplyTooLargeError
-from ondine_core.providers.http_errors import Response, lost, turned_away
+from ondine_core.providers.http_errors import Response, response_error, transport_error
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decode
 from ondine_core.types.values import Call
 
@@ -137,7 +137,7 @@ class JobHttp:
             if response.status not in _SUCCESSES:
                 failure = self._classify(response, request, secret)
         except _BROKEN as error:
-            failure = lost(error, self.to)
+            failure = transport_error(error, self.to)
         if failure:
             raise failure if request.creates else _free_of_charge(failure)  # out here, where its context has no secret
         return response
@@ -165,7 +165,7 @@ class JobHttp:
                     if urlsplit(path).scheme not in ("https", stream.url.scheme):
                         break
             except _BROKEN as error:
-                failure = lost(error, self.to)
+                failure = transport_error(error, self.to)
                 break
         raise _free_of_charge(failure)
 
@@ -200,7 +200,7 @@ class JobHttp:
                 f"{self.to.host!r} replied {response.status}: this key finds no {request.missing} (any more)."
             )
         secrets = [value.rpartition(" ")[2] for value in secret.values()]
-        failure = turned_away(response, NO_CALL if self._is_quotable else None, secrets, self.to)
+        failure = response_error(response, NO_CALL if self._is_quotable else None, secrets, self.to)
         if not request.creates:
             return failure
         if TOO_MUCH_QUEUED.search(str(failure)):

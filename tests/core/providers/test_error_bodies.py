@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ondine_core import Call, ProviderError, TransientError
 from ondine_core.providers.error_body import read_error
-from ondine_core.providers.http_errors import Address, Response, turned_away, unreadable
+from ondine_core.providers.http_errors import Address, Response, response_error, no_answer_error
 from ondine_core.providers.masking import mask
 from ondine_core.types.values import Message
 from tests.support.asking import ask, options
@@ -24,7 +24,7 @@ WORDS = "the kettle is on strike"
 def failure(code: int, body: Any, headers: dict[str, str] | None = None, call: Call | None = None) -> ProviderError:
     content = body if isinstance(body, bytes) else orjson.dumps(body)
     asked = call or Call((Message("user", "Repeat: hello"),))
-    judge = unreadable if code == 200 else turned_away
+    judge = no_answer_error if code == 200 else response_error
     return judge(Response(code, headers or {}, content, NOON), asked, ["k-123"], Address("host", 5))
 
 

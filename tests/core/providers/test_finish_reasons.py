@@ -6,7 +6,7 @@ import pytest
 
 from ondine_core import Failure, ModelSpec, Options, Policy, Report, RetryPolicy, enrich_sync
 from ondine_core.batching.strategy import find_strategy
-from ondine_core.providers.finish_reasons import FinishKind, ending_of
+from ondine_core.providers.finish_reasons import FinishKind, finish_kind
 from tests.support.provider import Altered, Provider, ReceivedRequest, status
 
 HALF = "The kettle boils fast but the lid came lo"
@@ -64,7 +64,7 @@ def failed(report: Report) -> list[str]:
 @pytest.mark.parametrize(("reason", "ending"), REASONS)
 def test_finish_reasons_are_classified(reason: str, ending: FinishKind) -> None:
     """Only known reasons of a complete reply count as whole; an unknown one counts as truncated."""
-    assert ending_of(reason) == ending
+    assert finish_kind(reason) == ending
 
 
 @pytest.mark.parametrize(("reason", "ending"), REASONS)
