@@ -21,7 +21,7 @@ import aiohttp
 from ondine_core.errors import ProviderError
 from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, HEADERS, Endpoint, HttpClient, proxy_for, shorten
 from ondine_core.providers.http_connection import OutOfStepError, Target, max_calls
-from ondine_core.providers.http_errors import Response, response_error, transport_error, no_answer_error
+from ondine_core.providers.http_errors import Response, no_answer_error, response_error, transport_error
 from ondine_core.providers.rate_limit_headers import hold_off_s
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decode, decompress
 from ondine_core.providers.reply_text import follows_schema

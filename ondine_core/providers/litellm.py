@@ -26,10 +26,10 @@ from ondine_core.providers.finish_reasons import finish_kind, native_finish_reas
 from ondine_core.providers.http_errors import (
     Address,
     Response,
+    no_answer_error,
     quotable,
     response_error,
     transport_error,
-    no_answer_error,
 )
 from ondine_core.providers.http_hooks import (
     Watch,

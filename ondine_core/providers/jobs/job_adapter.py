@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from ondine_core.errors import ProviderError, RefusedError, TransientError
-from ondine_core.providers.http_errors import Response, response_error, no_answer_error
+from ondine_core.providers.http_errors import Response, no_answer_error, response_error
 from ondine_core.providers.job_api import JobProblem, JobReply, JobStatus
 from ondine_core.providers.jobs.job_http import NO_CALL, TOO_MUCH_QUEUED, JobHttp, ResultLine
 from ondine_core.providers.masking import mask

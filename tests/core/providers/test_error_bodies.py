@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ondine_core import Call, ProviderError, TransientError
 from ondine_core.providers.error_body import read_error
-from ondine_core.providers.http_errors import Address, Response, response_error, no_answer_error
+from ondine_core.providers.http_errors import Address, Response, no_answer_error, response_error
 from ondine_core.providers.masking import mask
 from ondine_core.types.values import Message
 from tests.support.asking import ask, options
