@@ -22,15 +22,25 @@ from ondine_core.providers.tiers import find_tiers
 from ondine_core.store import (
     NETWORK_FILE_SYSTEMS,
     PASSING_FILE_SYSTEMS,
-    Durability,
     find_file_system,
     parse_address,
 )
 from ondine_core.store.connect import store_in
 from ondine_core.telemetry.registry import check_observers
-from ondine_core.types.values import ModelSpec, PromptCache, Tier
+from ondine_core.types.values import ModelSpec
 from ondine_dagster.config.strict import StrictConfig, plain_texts
-from ondine_dagster.config.variables import AtLeastOne, Count, NonNegative, Positive, keep_int_variables, read_variables
+from ondine_dagster.config.variables import (
+    AtLeastOne,
+    Count,
+    DurabilityField,
+    NonNegative,
+    Positive,
+    PromptCacheField,
+    TierField,
+    keep_int_variables,
+    name_of,
+    read_variables,
+)
 
 
 class SharedBudget(StrictConfig):
@@ -86,7 +96,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     timeout_s: Positive | None = Field(
         default=None, description="Seconds one call may take; by default 60, at the flex tier 900."
     )
-    tier: Tier = Field(
+    tier: TierField = Field(
         default="standard",
         description="The provider's price class: 'standard', 'flex' (cheaper, waits for capacity), 'priority' "
         "(more expensive) or 'batch' (half the price at most providers, answered by jobs within a day). Changing it "
@@ -115,7 +125,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         description="Whether the provider is asked to cancel the batch jobs of a run that is terminated; otherwise "
         "they go on, and the next run reads what they answered.",
     )
-    prompt_cache: PromptCache = Field(
+    prompt_cache: PromptCacheField = Field(
         default="auto",
         description="Whether the provider is asked to cache the fixed part of prompts: 'auto', 'off', or '1h' for an "
         "hour at a higher price for writing, where there is a choice. Changing it asks nothing again.",
@@ -169,7 +179,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         description="File that keeps the answers, or a postgresql:// URL where several hosts share them; by default "
         "ondine/answers.db in the Dagster instance's storage.",
     )
-    durability: Durability = Field(
+    durability: DurabilityField = Field(
         default="process",
         description="When a store in a file loses nothing: 'process', if a process is killed (a power cut costs about "
         "the last second); or 'power', also after a power cut or a crash of the system, with a sync at every commit.",
@@ -195,7 +205,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     @field_validator("observers")
     @classmethod
     def _check_observers(cls, observers: list[Any]) -> list[Any]:
-        check_observers(observers)
+        check_observers([observer for observer in observers if name_of(observer) is None])
         return observers
 
     @model_validator(mode="before")

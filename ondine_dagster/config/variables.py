@@ -1,7 +1,7 @@
 """Variables of the environment in the fields of a resource: `dg.EnvVar`, read when a step starts.
 
-Dagster reads them itself where a field is a text or a whole number without bounds. Numbers with bounds, fractions and
-values inside a mapping reach the step as `{"env": NAME}`, into which Dagster converts an `EnvVar`.
+Dagster reads them itself where a field is a text or a whole number without bounds. Numbers with bounds, fractions,
+choices and values inside a mapping or list reach the step as `{"env": NAME}`, into which Dagster converts an `EnvVar`.
 """
 
 # No `from __future__ import annotations` here: Pydantic reads the annotations made in this module.
@@ -9,22 +9,24 @@ import os
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import dagster as dg
-from pydantic import Field, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
 from pydantic_core import CoreSchema, core_schema
 
 from ondine_core.errors import ConfigError
+from ondine_core.store import Durability
+from ondine_core.types.values import PromptCache, Tier
 
 _IntEnvVar = type(dg.EnvVar.int(""))
 
 
 class _OrVariable:
-    """Allows a variable for a field of type `number`; it is read and validated when a step starts."""
+    """Allows a variable for a field of type `kind`; it is read and validated when a step starts."""
 
-    def __init__(self, number: Any) -> None:
-        self._number = number
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_wrap_validator_function(_validate, handler.generate_schema(self._number))
+        return core_schema.no_info_wrap_validator_function(_validate, handler.generate_schema(self._kind))
 
 
 def no_flag(value: Any) -> Any:
@@ -37,9 +39,9 @@ def no_flag(value: Any) -> Any:
 def _validate(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     if isinstance(value, dg.EnvVar | _IntEnvVar):
         return value
-    name = _name_of(value)
+    name = name_of(value)
     if name is None:
-        return validate(no_flag(value))
+        return validate(value)
     try:
         return validate(_read(name))
     except ValidationError as error:
@@ -58,7 +60,7 @@ def keep_int_variables(value: Any) -> Any:
 
 def read_variables(value: Any) -> Any:
     """`value` with the variables inside its mappings and lists replaced by what they are set to."""
-    name = _name_of(value)
+    name = name_of(value)
     if name is not None:
         return _read(name)
     match value:
@@ -71,7 +73,8 @@ def read_variables(value: Any) -> Any:
     return value
 
 
-def _name_of(value: Any) -> str | None:
+def name_of(value: Any) -> str | None:
+    """The name of the variable that `value` stands for; `None` for any other value."""
     match value:
         case dg.EnvVar():
             return value.env_var_name
@@ -99,9 +102,15 @@ if TYPE_CHECKING:
     NonNegative: TypeAlias = float
     AtLeastOne: TypeAlias = float
     Count: TypeAlias = int
+    TierField: TypeAlias = Tier
+    PromptCacheField: TypeAlias = PromptCache
+    DurabilityField: TypeAlias = Durability
 else:
-    # `Any` for Dagster, which checks numbers before Pydantic does and does not accept a variable in their place.
-    Positive = Annotated[Any, _OrVariable(Annotated[float, Field(gt=0)])]
-    NonNegative = Annotated[Any, _OrVariable(Annotated[float, Field(ge=0)])]
-    AtLeastOne = Annotated[Any, _OrVariable(Annotated[float, Field(ge=1)])]
-    Count = Annotated[Any, _OrVariable(Annotated[int, Field(gt=0)])]
+    # `Any` for Dagster, which checks values before Pydantic does and does not accept a variable in their place.
+    Positive = Annotated[Any, _OrVariable(Annotated[float, BeforeValidator(no_flag), Field(gt=0)])]
+    NonNegative = Annotated[Any, _OrVariable(Annotated[float, BeforeValidator(no_flag), Field(ge=0)])]
+    AtLeastOne = Annotated[Any, _OrVariable(Annotated[float, BeforeValidator(no_flag), Field(ge=1)])]
+    Count = Annotated[Any, _OrVariable(Annotated[int, BeforeValidator(no_flag), Field(gt=0)])]
+    TierField = Annotated[Any, _OrVariable(Tier)]
+    PromptCacheField = Annotated[Any, _OrVariable(PromptCache)]
+    DurabilityField = Annotated[Any, _OrVariable(Durability)]

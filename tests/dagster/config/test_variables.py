@@ -12,6 +12,7 @@ from tests.dagster.component.test_component import causes
 from tests.support.provider import Provider, error, first
 
 SET = {"TENANT": "acme", "SEED": "7", "SHARE": "0.5", "RATE": "600", "USD": "2.5", "MODEL": "openai_compatible/other"}
+SET |= {"TIER": "flex", "PROMPT_CACHE": "1h", "DURABILITY": "power", "OBSERVER": "logging", "LEVEL": "debug"}
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,8 @@ def test_a_variable_in_params_is_sent_as_its_value(params: dict[str, Any], sent:
 
 
 NUMBERS = [name for name, field in LLMResource.model_fields.items() if "Any" in str(field.annotation)]
-NUMBERS = [name for name in NUMBERS if name not in ("params", "settings", "observers")]
+CHOICES = {"tier": "flex", "prompt_cache": "1h", "durability": "power"}
+NUMBERS = [name for name in NUMBERS if name not in ("params", "settings", "observers", *CHOICES)]
 
 
 def test_the_numbers_of_a_resource_are_known_to_this_test() -> None:
@@ -90,6 +92,19 @@ def test_every_number_of_a_resource_may_be_a_variable(name: str, variable: Any) 
 def test_variable_may_hold_a_fraction() -> None:
     """Dagster has no `EnvVar.float`."""
     assert started({"temperature": dg.EnvVar("SHARE")}).temperature == 0.5
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_of_a_resource_may_be_a_variable(name: str) -> None:
+    """Projects choose the tier by the environment that they run in."""
+    assert getattr(started({name: dg.EnvVar(name.upper())}), name) == CHOICES[name]
+
+
+def test_observers_and_their_options_may_be_variables() -> None:
+    """The names are checked when the step starts."""
+    observers = [dg.EnvVar("OBSERVER"), {"name": "logging", "level": dg.EnvVar("LEVEL")}]
+    options = started({"observers": observers}).options("answers.db")
+    assert options.observers == ("logging", {"name": "logging", "level": "debug"})
 
 
 def test_the_numbers_of_a_budget_may_be_variables() -> None:
@@ -121,6 +136,10 @@ def test_a_launchpad_may_name_variables() -> None:
         ({"params": {"user": dg.EnvVar("NOT_SET")}}, "names the variable 'NOT_SET', which is not set"),
         ({"requests_per_minute": dg.EnvVar("NOT_SET")}, "names the variable 'NOT_SET', which is not set"),
         ({"requests_per_minute": dg.EnvVar("TENANT")}, "The variable 'TENANT': Input should be a valid number"),
+        (
+            {"tier": dg.EnvVar("TENANT")},
+            "The variable 'TENANT': Input should be 'standard', 'flex', 'priority' or 'batch'",
+        ),
         ({"max_concurrency": dg.EnvVar("SHARE")}, "The variable 'SHARE': Input should be a valid integer"),
         ({"params": {"seed": dg.EnvVar.int("TENANT")}}, "The variable 'TENANT' is not a whole number"),
     ],
