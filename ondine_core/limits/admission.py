@@ -25,7 +25,7 @@ class AdmissionQueue:
         self._alarm_at = inf
 
     async def enter(self) -> InFlightCall:
-        """Return when a call may leave; each call that is returned is handed back with `leave`."""
+        """Wait until a call may leave; when it ends, it must be passed to `leave`."""
         waiter: asyncio.Future[InFlightCall] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         self._admit()
@@ -33,25 +33,25 @@ class AdmissionQueue:
             return await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                if waiter in self._waiting:  # it may have been passed over
+                if waiter in self._waiting:  # otherwise `_admit` has removed it
                     self._waiting.remove(waiter)
                 self._admit()
-            else:  # it was admitted in this very moment
+            else:  # it was admitted just before it was cancelled
                 self.leave(waiter.result(), None)
             raise
 
     def leave(self, call: InFlightCall, outcome: CallOutcome | None, retry_after_s: float = 0.0) -> None:
-        """Hand a call back: how it ended, and the wait that its refusal asked for."""
+        """Record how a call ended, `None` if it was given up, and the wait that its refusal asked for."""
         self.limits.finish(call, self._now(), outcome, retry_after_s)
         self._admit()
 
     def hold_off(self, seconds: float) -> None:
-        """Admit no call for some time."""
+        """Admit no call for `seconds`."""
         self.limits.hold_off(self._now() + seconds)
         self._admit()
 
     def _admit(self) -> None:
-        """Admit the calls that may leave now, and set an alarm for the next unless it waits for a call to come back."""
+        """Admit the calls that may leave now, and set an alarm for the next unless that waits for another call to end."""
         now = self._now()
         ready_at = self.limits.ready_at(now)
         while self._waiting and ready_at <= now:

@@ -1,11 +1,11 @@
-"""Caps on cost that hold at every instant: the worst case is charged before a call, the difference given back after.
+"""Caps on cost that hold at every instant: the maximum cost of a call is charged before it leaves and corrected later.
 
-Charged is what has been spent and what calls in flight may yet cost; settled is what is known to be spent. A call
-leaves only if charged stays within every cap it falls under. One that does not fit now may fit when others come back
-cheaper, here or in other processes, so it waits, holding nothing; one that would not fit even then ends the run. A call
-whose outcome was never seen stays charged at its worst case, and so does what a process held that has ended; where that
-cannot be seen, it is not waited for without end. The numbers live in the store, so all processes draw from one budget,
-and a step that is retried from its own.
+`settled` is what was spent; `charged` is that plus the maximum cost of the calls in flight. A call leaves only if
+`charged` stays within every cap that applies to it. A call that does not fit waits, without a reservation, while it may
+still fit: other calls, here or in other processes, may cost less than reserved. Otherwise it ends the run. A call of
+unknown outcome stays charged at its maximum cost, and so do the calls of a process that has ended. Where the end of a
+process cannot be seen, its calls are waited for no longer than `wait_timeout_s`. The numbers are in the store, so all
+processes share one budget, and a step that is retried continues with its own.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from ondine_core.types.processes import Process, has_ended, this_process
 from ondine_core.types.protocols import AnswerStore, Numbers
 
 _PAUSE_S, _MAX_PAUSE_S = 0.25, 2.0
-"""Between two looks at what other processes have given back."""
+"""The first and the longest pause between two reads of the numbers, while a call waits for room."""
 
 
 def _checked(usd: Any) -> Decimal:
-    """`usd`, which must not be negative: it would raise the cap of all who share it."""
+    """Return `usd` as a Decimal; a negative amount would raise the cap for all processes."""
     if not isinstance(usd, Decimal | int) or not Decimal(usd).is_finite() or usd < 0:
         raise ConfigError(f"{usd!r} is not an amount of USD; give a Decimal, 0 or more.")
     return Decimal(usd)
@@ -50,12 +50,12 @@ class Budget:
     """What is spent and reserved of one `BudgetLimit`, shared by all processes on the store.
 
     Args:
-        cap: How much there is in it.
-        run: Id of the run, which has a budget of its own if the limit is per run.
+        cap: The limit.
+        run: Id of the run; a limit per run has a budget for each.
         store: Keeps the numbers.
-        clock: Its wall clock says what day it is.
+        clock: Its wall clock decides the day and month.
         on_threshold: Called with a sentence, once among all processes, when a share of the cap is spent.
-        wait_timeout_s: How long to wait without a release by calls of other processes before these count as lost.
+        wait_timeout_s: Seconds without a change after which the calls in flight of other processes count as lost.
     """
 
     cap: BudgetLimit
@@ -64,11 +64,11 @@ class Budget:
     clock: Clock = field(default_factory=Clock)
     on_threshold: Callable[[str], None] = lambda _: None
     wait_timeout_s: float = 60.0
-    # Of callers that did not fit: the first looks for room, the others wait for it.
+    # Held by the first of the callers that did not fit, while it waits for room; the others wait for the lock.
     turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
     _returned: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)
     _in_flight: int = field(default=0, init=False, repr=False)
-    _seen: tuple[BudgetState, float] | None = field(default=None, init=False, repr=False)
+    _seen: tuple[BudgetState, float] | None = field(default=None, init=False, repr=False)  # latest state, and its time
     _max_units: int = field(init=False, repr=False)
     _process: Process = field(default_factory=this_process, init=False, repr=False)
 
@@ -77,24 +77,24 @@ class Budget:
         self._max_units = self.cap.units
 
     async def hold(self, amount: Decimal) -> Reservation:
-        """Charge `amount`, as soon as it fits.
+        """Charge `amount` USD, as soon as it fits.
 
         Raises:
-            BudgetExhaustedError: It will not fit, whatever the calls in flight turn out to cost.
-            ConfigError: It is no amount of USD.
+            BudgetExhaustedError: It would not fit even if the calls in flight cost nothing.
+            ConfigError: `amount` is not an amount of USD.
         """
         return (await BudgetSet((self,)).hold(_checked(amount)))[0]
 
     async def settle(self, hold: Reservation, cost: Decimal | None) -> None:
-        """Replace a charge by what the call cost; `None` if that is not known, 0 if it was refused."""
+        """Replace a charge by what the call cost in USD; `None` if that is unknown, 0 if it was refused."""
         await BudgetSet((self,)).settle((hold,), None if cost is None else _checked(cost))
 
     async def charged(self) -> Decimal:
-        """USD spent, and what calls in flight may yet cost."""
+        """USD spent, plus the maximum cost of the calls in flight."""
         return usd_of((await self._read()).charged)
 
     async def remaining(self) -> Decimal:
-        """USD that are neither spent nor held."""
+        """USD that are neither spent nor reserved."""
         return usd_of(max(0, self._max_units - (await self._read()).charged))
 
     async def can_afford(self, amount: Decimal) -> bool:
@@ -102,17 +102,18 @@ class Budget:
         return units_of(_checked(amount)) <= self._max_units - (await self._read()).charged
 
     async def usage_percentage(self) -> float:
-        """What is spent, in per cent of the cap; it is this that warnings go by."""
+        """Per cent of the cap that are spent, by which warnings are given."""
         return 100 * (await self._read()).settled / self._max_units
 
     @property
     def cell(self) -> tuple[str, int]:
-        """The name of its numbers at present, and the most units that may be charged."""
+        """The present name of its numbers in the store, and the maximum of charged units."""
         return self.cap.cell(self.run, self.clock.now()), self._max_units
 
     async def charge(self, units: int) -> Reservation | None:
         """Charge `units` if they fit now."""
-        hold, fits = Reservation(self.cap.cell(self.run, self.clock.now()), units), False
+        hold = Reservation(self.cap.cell(self.run, self.clock.now()), units)
+        fits = False
 
         def step(numbers: Numbers | None) -> Numbers:
             nonlocal fits
@@ -125,16 +126,16 @@ class Budget:
         return hold if fits else None
 
     async def replace(self, hold: Reservation, spent: int) -> None:
-        """Replace a charge by the units that were spent, and tell if that passes a threshold."""
+        """Replace a charge by the units that were spent, and report the thresholds that this passes."""
         passed: list[float] = []
 
         def step(numbers: Numbers | None) -> Numbers:
             nonlocal passed
             state = read_state(numbers)
-            if numbers is None:  # the store lost them
+            if numbers is None:  # the store lost the charge
                 state = charge(state, self._process, hold.units, self.clock.now())
             state = settle(state, self._process, hold.units, spent, self.clock.now())
-            # Warned is an amount, not a share: of a cap that was raised, it is warned anew.
+            # `warned` is an amount, not a share, so the shares of a raised cap are reported again.
             units_at = {share: share * self._max_units for share in sorted(self.cap.warn_at)}
             passed = [share for share, units in units_at.items() if state.warned < units <= state.settled]
             return write_state(state._replace(warned=units_at[passed[-1]]) if passed else state)
@@ -146,7 +147,11 @@ class Budget:
             self.on_threshold(f"{share:.0%} of {self.cap} is spent: ${usd_of(settled):.6f}.")
 
     async def wait_for_room(self, units: int) -> None:
-        """Return when `units` would fit; the caller holds the `turn`."""
+        """Return when `units` would fit; the caller holds the lock `turn`.
+
+        Raises:
+            BudgetExhaustedError: They would not fit even if the calls in flight cost nothing, or these count as lost.
+        """
         pause_s = _PAUSE_S
         while True:
             self._returned.clear()
@@ -155,8 +160,10 @@ class Budget:
                 self._seen = None
                 return
             if self._seen is None or self._seen[0] != state:
-                self._seen, pause_s = (state, self.clock.now()), _PAUSE_S
-            lost = not self._in_flight and self.clock.now() - self._seen[1] >= self.wait_timeout_s
+                self._seen = (state, self.clock.now())
+                pause_s = _PAUSE_S
+            unchanged_s = self.clock.now() - self._seen[1]
+            lost = not self._in_flight and unchanged_s >= self.wait_timeout_s
             if lost or state.settled + units > self._max_units:
                 raise BudgetExhaustedError(self._explain(state, units, lost=lost))
             await self._pause(pause_s)
@@ -181,7 +188,7 @@ class Budget:
                 wait.cancel()
 
     async def _read(self) -> BudgetState:
-        """The numbers, once what processes held that have ended is settled."""
+        """Read the numbers, after the charges of processes that have ended are settled at their maximum."""
 
         def step(numbers: Numbers | None) -> Numbers:
             return write_state(settle_holdings(read_state(numbers), lambda holding: has_ended(holding.process)))
@@ -191,7 +198,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class BudgetSet:
-    """All budgets that a call must fit into."""
+    """All budgets that a call is charged to."""
 
     budgets: tuple[Budget, ...]
 
@@ -200,27 +207,27 @@ class BudgetSet:
             raise ConfigError(f"A budget is named twice: {', '.join(str(budget.cap) for budget in self.budgets)}.")
 
     async def hold(self, amount: Decimal) -> tuple[Reservation, ...]:
-        """Charge `amount` to every budget or to none, as soon as it fits.
+        """Charge `amount` USD to every budget or to none, as soon as it fits.
 
         Raises:
             BudgetExhaustedError: It will not fit into one of them.
         """
         units = units_of(amount)
         # First in, first out: a call waits behind those that wait already.
-        waited = next((budget for budget in self.budgets if budget.turn.locked()), None)
-        taken = waited or await self._take(units)
-        while isinstance(taken, Budget):
-            short = taken
-            async with short.turn:
-                while taken is short:
-                    await short.wait_for_room(units)
-                    taken = await self._take(units)
-        return taken
+        full = next((budget for budget in self.budgets if budget.turn.locked()), None)
+        holds = full or await self._take(units)
+        while isinstance(holds, Budget):
+            full = holds
+            async with full.turn:
+                while holds is full:
+                    await full.wait_for_room(units)
+                    holds = await self._take(units)
+        return holds
 
     async def settle(self, holds: Sequence[Reservation], cost: Decimal | None) -> None:
-        """Replace the charges by what the call cost; `None` if that is not known, 0 if it was refused.
+        """Replace the charges by what the call cost in USD; `None` if that is unknown, 0 if it was refused.
 
-        Every charge is replaced, also when one fails or the caller is cancelled meanwhile.
+        Every charge is replaced, also when replacing one fails or the caller is cancelled.
         """
         spent = [hold.units if cost is None else units_of(cost) for hold in holds]
         settling = asyncio.gather(*map(Budget.replace, self.budgets, holds, spent), return_exceptions=True)
@@ -234,7 +241,7 @@ class BudgetSet:
 
     @property
     def cells(self) -> dict[str, int]:
-        """The most units that may be charged to each budget, by the name of its numbers at present."""
+        """The maximum of charged units of each budget, by the present name of its numbers in the store."""
         return dict(budget.cell for budget in self.budgets)
 
     async def _take(self, units: int) -> tuple[Reservation, ...] | Budget:
@@ -243,7 +250,7 @@ class BudgetSet:
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
-            # The store may have charged it already. A task of its own goes on if this one is cancelled once more.
+            # The store may have charged it already. The refund is a task, which a second cancellation does not stop.
             await asyncio.shield(asyncio.ensure_future(self._give_back(taking)))
             raise
 

@@ -1,7 +1,7 @@
 """Budget limits: an amount, its users and its period; amounts are counted in whole nano-dollars.
 
-A float, which is what the store keeps, holds these exactly up to nine million dollars. What is to be paid is rounded up
-and what may be paid is rounded down, so a cap can be a nano-dollar stricter than asked, never looser.
+The store keeps floats, which hold whole nano-dollars exactly up to nine million dollars. Costs are rounded up and caps
+are rounded down, so a cap can be a nano-dollar lower than configured, never higher.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class BudgetLimit:
 
     Args:
         max_cost_usd: USD, more than 0.
-        name: All users of the name, on the same store, draw from one budget; empty for a budget per run.
-        period: What the amount is for: one run, one day or month (UTC), or all time.
-        warn_at: Shares of it, 0 to 1; a warning is given once when each is spent.
+        name: Runs with the same name, on the same store, share one budget; empty for a budget per run.
+        period: The time for which the amount is: one run, one day or month (UTC), or all time.
+        warn_at: Shares of the amount, more than 0 and at most 1; a warning is given once when each is spent.
     """
 
     max_cost_usd: Decimal
@@ -40,7 +40,7 @@ class BudgetLimit:
 
     def __post_init__(self) -> None:
         try:
-            usd = Decimal(str(self.max_cost_usd))  # the decimal text of a number, not its nearest binary fraction
+            usd = Decimal(str(self.max_cost_usd))  # Decimal(0.1) would be the binary fraction nearest to 0.1
         except InvalidOperation:
             raise ConfigError(f"max_cost_usd={self.max_cost_usd!r} is not a number of USD.") from None
         object.__setattr__(self, "max_cost_usd", usd)
@@ -51,7 +51,7 @@ class BudgetLimit:
         if self.period != "run" and not self.name:
             raise ConfigError(f"A budget with period={self.period!r} needs a name, by which others find it.")
         shares: Any = self.warn_at
-        if not isinstance(shares, list | tuple) or not all(one and is_number(one, 0, 1) for one in shares):
+        if not isinstance(shares, list | tuple) or not all(share and is_number(share, 0, 1) for share in shares):
             raise ConfigError(f"warn_at={self.warn_at!r} must be shares of the cap, more than 0 and at most 1.")
         check_types(self, ConfigError)
 
@@ -62,7 +62,7 @@ class BudgetLimit:
         return f"max_cost_usd={self.max_cost_usd:f} {scope} of the budget {self.name!r}"
 
     def cell(self, run: str, now: float) -> str:
-        """Under which name the store keeps its numbers at the instant `now` (seconds since the epoch)."""
+        """The name of its numbers in the store at the instant `now` (seconds since the epoch)."""
         match self.period:
             case "run":
                 stamp = quote(run, safe="")
@@ -81,7 +81,7 @@ class BudgetLimit:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """An amount that is charged until it is settled, and where; that it is another day by then does not matter."""
+    """Units charged to the numbers called `cell` until they are settled there, even if that is on another day."""
 
     cell: str
     units: int

@@ -1,8 +1,8 @@
-"""Holds callers back to rates that every process with the same store shares.
+"""Delays callers to rates that all processes with the same store share.
 
-A booking is final, so callers leave in the order they came, without polling. A cancelled caller gives its booking back
-if there is no later one. The bookings of a killed process pass like any other; since each process books only a little
-ahead, nothing has to be cleaned up.
+A booking is final, so callers leave in the order in which they came, without polling. A cancelled caller gives its
+booking back if there is no later one. The bookings of a killed process are not cleaned up: each process books only a
+little ahead, so they soon pass.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from ondine_core.types.protocols import AnswerStore, Numbers
 MAX_HOLD_OFF_S = 600.0
 """Upper bound of a `Retry-After` for all callers, since it may be meant for one account or model only."""
 _BOOKED_AHEAD, _BOOKED_AHEAD_S = 4, 0.1
-"""What is booked ahead is lost with a process that is killed; what leaves while the store answers keeps a rate full."""
+"""Calls and seconds that a process may book ahead: enough to use the rate while the store answers, and little to lose
+when the process is killed."""
 _LATE_S, _CATCH_UP = 0.005, 1.005
-"""Callers that an event loop woke late leave together only if they are late by less than this; others make up for it by
-leaving this much faster than booked."""
+"""Callers that the event loop woke less than `_LATE_S` late may leave together; others leave one by one, faster than
+booked by the factor `_CATCH_UP`."""
 _TOKENS_A_CALL = 1000
-"""What a call is taken to have, where only tokens tell how many calls leave in a second."""
+"""Assumed tokens of a call, to convert a token rate to calls a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Booking:
-    """The `number`th booking, after that numbered `before`: it leaves `at`, in `wait_s`, and moved the rates."""
+    """A booked call."""
 
     number: float
-    before: float
-    at: float
-    wait_s: float
-    moved_s: Numbers
+    before: float  # number of the previous booking
+    at: float  # when the call leaves, by the wall clock
+    wait_s: float  # the same from the moment of booking
+    moved_s: Numbers  # by how much the booking moved the instants `Queue.free_at`
 
 
 class RateLimiter:
     """Delays callers so that all users of `name` in `store` together keep to a rate.
 
     Args:
-        name: What is limited, for instance a model at a provider by one key; other names have rates of their own.
-        rates: The allowed rates; without any, only hold-offs count.
+        name: Name of the limit, for instance of one model, provider and key; each name has its own rates.
+        rates: The allowed rates; if there is none, only hold-offs delay callers.
         store: Keeps the shared numbers.
-        clock: Its wall clock counts, since other processes read what is written.
+        clock: Its wall clock is used, since other processes read the numbers.
     """
 
     def __init__(self, name: str, rates: Rates, store: AnswerStore, clock: Clock | None = None) -> None:
@@ -57,15 +58,15 @@ class RateLimiter:
         check_type("rates of RateLimiter", rates, Rates, ConfigError)
         check_type("store of RateLimiter", store, AnswerStore, ConfigError)
         clock = clock or Clock()
-        self._what, self._name = name, f"rate:{name}"
+        self._name, self._key = name, f"rate:{name}"
         self._rates, self._bursts = rates.per_second, rates.bursts
         self._store = store
         self._now = clock.now
         self._sleep = clock.sleep
         self._ahead = asyncio.Semaphore(_max_booked_ahead(*rates.per_second))
         self._reports = RateReports()
-        self._unwanted: dict[float, _Booking] = {}
-        self._door, self._free_at = asyncio.Lock(), 0.0
+        self._cancelled: dict[float, _Booking] = {}
+        self._departing, self._free_at = asyncio.Lock(), 0.0
 
     @property
     def requests_per_s(self) -> float | None:
@@ -73,11 +74,11 @@ class RateLimiter:
         return self._rates[0]
 
     async def acquire(self, tokens: int, timeout_s: float | None = None) -> None:
-        """Return when a call of `tokens` tokens may leave.
+        """Book a call of `tokens` tokens and wait until it may leave.
 
         Raises:
-            ConfigError: `tokens` is negative or no number; it would change the rate of all processes.
-            TransientError: That would take longer than `timeout_s`; nothing is booked.
+            ConfigError: `tokens` is negative or not a number; it would change the rate of all processes.
+            TransientError: The call could not leave within `timeout_s`; nothing is booked.
         """
         if not is_number(tokens, 0):
             raise ConfigError(f"tokens={tokens!r} must be a number of tokens, 0 or more.")
@@ -89,7 +90,7 @@ class RateLimiter:
                 await self._ahead.acquire()
         except TimeoutError:
             raise TransientError(
-                f"{self._what!r} has reached its rate: no call could be booked within {timeout_s:g} s."
+                f"{self._name!r} has reached its rate: no call could be booked within {timeout_s:g} s."
             ) from None
         try:
             await self._leave(asyncio.ensure_future(self._book(tokens, until)))
@@ -97,19 +98,19 @@ class RateLimiter:
             self._ahead.release()
 
     async def depart(self) -> None:
-        """Return when a call that has acquired may really leave, milliseconds later if many are late.
+        """Wait, usually not at all, until a call that has returned from `acquire` may leave.
 
-        Bookings keep to the rate, and an event loop that was busy lets several of them go at once: a provider that
-        counts the requests of any second would turn the last of them away. Here those of this process go one by one.
+        A busy event loop wakes several callers late and together, although their bookings keep to the rate. A provider
+        that counts the requests of any second would refuse the last of them, so they leave one by one here.
         """
         rate = self._rates[0]
         if rate is None or rate < 1:
             return  # with seconds between two calls, milliseconds do not matter
         spacing_s = 1 / (_CATCH_UP * rate)
         early_s = (self._bursts[0] - 1) * spacing_s + _LATE_S
-        async with self._door:
+        async with self._departing:
             now = self._now()
-            # It is never further away, unless the clock was set back.
+            # `free_at` is later than this only if the clock was set back.
             free_at = min(self._free_at, now + early_s + spacing_s)
             wait_s = free_at - early_s - now
             if wait_s > 0:
@@ -117,24 +118,24 @@ class RateLimiter:
             self._free_at = max(self._now(), free_at) + spacing_s
 
     async def available(self) -> tuple[float, float]:
-        """Requests and tokens that could leave right now; infinite where one call of any size could."""
-        found = (0.0, 0.0)
+        """Requests and tokens that could leave right now; infinite tokens if a call of any size could."""
+        available = (0.0, 0.0)
 
         def step(queue: Queue, now: float) -> Queue:
-            nonlocal found
-            found = _available(queue, now, self._rates, self._bursts)
+            nonlocal available
+            available = _available(queue, now, self._rates, self._bursts)
             return queue
 
         await self._change(step)
-        return found
+        return available
 
     async def reset(self) -> None:
-        """Forget all bookings and hold-offs; callers that wait for theirs still do."""
+        """Forget all bookings and hold-offs; callers that are waiting leave as booked."""
         self._reports = RateReports()
         await self._change(lambda queue, _: Queue(made=queue.made))
 
     async def hold_off(self, seconds: float) -> None:
-        """Let no caller that has not booked yet leave within `seconds`, as a provider's `Retry-After` asks.
+        """Let calls that are booked from now on leave in `seconds` at the earliest, as a `Retry-After` asks.
 
         After a hold-off the bucket starts empty; overlapping hold-offs use the longest.
         """
@@ -143,27 +144,27 @@ class RateLimiter:
 
         def step(queue: Queue, now: float) -> Queue:
             until = now + min(seconds, MAX_HOLD_OFF_S)
-            spent = (
-                until + max(0.0, burst - one) / rate if rate else 0.0
-                for rate, burst, one in zip(self._rates, self._bursts, (1.0, 0.0), strict=True)
+            empty_at = (
+                until + max(0.0, burst - needed) / rate if rate else 0.0
+                for rate, burst, needed in zip(self._rates, self._bursts, (1.0, 0.0), strict=True)
             )
-            free_at = tuple(map(max, queue.free_at, spent))
+            free_at = tuple(map(max, queue.free_at, empty_at))
             return replace(queue, free_at=free_at, held_until=max(until, queue.held_until))
 
         await self._change(step)
 
     def correct(self, booked_tokens: int, used_tokens: int) -> None:
-        """Make up for what a call used more or less than was booked for it.
+        """Correct the token rate by what a call used more or less than was booked for it.
 
-        It costs no round trip to the store: it is shared with this process's next booking, and what was booked too
-        much is there for callers that have not booked by then.
+        The store learns of it with this process's next booking, and bookings before that stay as they are.
         """
         rate = self._rates[1]
         if rate:
-            self._reports = self._reports.used((used_tokens - booked_tokens) / rate, self._now())
+            self._reports = self._reports.add((used_tokens - booked_tokens) / rate, self._now())
 
     async def _book(self, tokens: int, until: float) -> _Booking:
-        at, booking = 0.0, _Booking(0.0, 0.0, 0.0, 0.0, ())
+        at = 0.0
+        booking = _Booking(0.0, 0.0, 0.0, 0.0, ())
 
         def step(queue: Queue, now: float) -> Queue:
             nonlocal at, booking
@@ -179,12 +180,13 @@ class RateLimiter:
         if at > until:
             wait_s = at - self._now()
             raise TransientError(
-                f"{self._what!r} has reached its rate: the next call may leave in {wait_s:.1f} s, which is too late.",
+                f"{self._name!r} has reached its rate: the next call may leave in {wait_s:.1f} s, which is too late.",
                 retry_after_s=wait_s,
             )
         return booking
 
     async def _leave(self, booking: asyncio.Future[_Booking]) -> None:
+        """Wait until the booked call may leave; if that is cancelled, give the booking back."""
         try:
             booked = await asyncio.shield(booking)
             # The sooner of the two, since the clock may have been set meanwhile.
@@ -192,20 +194,21 @@ class RateLimiter:
             if wait_s > 0:
                 await self._sleep(wait_s)
         except asyncio.CancelledError:
-            # A task of its own, which goes on if this one is cancelled once more.
+            # A task of its own, which a second cancellation does not stop.
             await asyncio.shield(asyncio.ensure_future(self._give_back(booking)))
             raise
 
     async def _give_back(self, booking: asyncio.Future[_Booking]) -> None:
         with suppress(StoreError, TransientError):
-            mine = await booking
-            self._unwanted = {n: other for n, other in self._unwanted.items() if other.at > self._now()}
-            self._unwanted[mine.number] = mine
-            unwanted = dict(self._unwanted)
+            booked = await booking
+            self._cancelled = {number: other for number, other in self._cancelled.items() if other.at > self._now()}
+            self._cancelled[booked.number] = booked
+            cancelled = dict(self._cancelled)
 
             def step(queue: Queue, _: float) -> Queue:
-                # Several are often cancelled at once, in the order they booked: the last takes the others along.
-                while last := unwanted.get(queue.last):
+                # Callers are often cancelled together, in the order in which they booked: giving back the last booking
+                # makes it possible to give back those before it.
+                while last := cancelled.get(queue.last):
                     free_at = tuple(free - moved for free, moved in zip(queue.free_at, last.moved_s, strict=True))
                     queue = replace(queue, free_at=free_at, last=last.before)
                 return queue
@@ -217,14 +220,15 @@ class RateLimiter:
 
         def apply(numbers: Numbers | None) -> Numbers:
             now = self._now()
-            queue = reports.applied(Queue.read(numbers, now, self._rates), now)
-            return step(queue, now).written(now, self._rates)
+            queue = reports.apply_to(Queue.from_numbers(numbers, now, self._rates), now)
+            return step(queue, now).to_numbers(now, self._rates)
 
-        await self._store.update(self._name, apply)
+        await self._store.update(self._key, apply)
 
 
 def _max_booked_ahead(requests_a_s: float | None, tokens_a_s: float | None) -> int:
-    calls_a_s = min(requests_a_s or math.inf, tokens_a_s / _TOKENS_A_CALL if tokens_a_s else math.inf, 10_000)
+    by_tokens = tokens_a_s / _TOKENS_A_CALL if tokens_a_s else math.inf
+    calls_a_s = min(requests_a_s or math.inf, by_tokens, 10_000)
     return max(_BOOKED_AHEAD, math.ceil(calls_a_s * _BOOKED_AHEAD_S))
 
 

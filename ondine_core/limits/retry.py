@@ -19,17 +19,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How patiently a call is retried after a `TransientError`.
+    """How often and when a call is retried after a `TransientError`.
 
     Args:
-        max_attempts: Calls in all, the first included.
-        first_wait_s: Longest first pause; it doubles from call to call.
-        max_wait_s: Longest pause this policy chooses itself; a provider's `Retry-After` may be longer.
-        max_lost: Calls in all that may have been billed without a reply, as after a time-out. A batch that reaches this
-            number is halved, and each half may lose one more call.
-        max_retry_after_s: A provider that asks for a longer pause than this is not waited for.
-        max_outage_s: How long no call may be answered before the run ends. An outage is waited out, probed by one call
-            at a time, and is not an attempt of any call.
+        max_attempts: Maximum number of attempts, the first included.
+        first_wait_s: Maximum first pause; it doubles from attempt to attempt.
+        max_wait_s: Maximum pause, unless a provider's `Retry-After` is longer.
+        max_lost: Maximum number of attempts that may have been billed without a reply, as after a time-out. A batch
+            that reaches it is halved, and each half may lose one more.
+        max_retry_after_s: Maximum `Retry-After` that is waited for.
+        max_outage_s: Maximum time without an answer to any call, after which the run ends. During an outage one call at
+            a time probes, and no call uses up its attempts.
     """
 
     max_attempts: int = 12
@@ -48,27 +48,26 @@ class RetryPolicy:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of seconds, not negative.")
 
     def gives_up(self, attempt: int, error: TransientError) -> bool:
-        """Whether call number `attempt`, which failed with `error`, was the last."""
+        """Whether `attempt`, from 1, which failed with `error`, was the last."""
         too_long = (error.retry_after_s or 0.0) > self.max_retry_after_s
         return attempt >= self.max_attempts or too_long or error.times_lost >= self.max_lost
 
     def explain(self, error: TransientError) -> str:
-        """Why no further call was made after `error`."""
+        """Explain why no further attempt was made after `error`."""
         if (error.retry_after_s or 0.0) > self.max_retry_after_s:
-            limit = f"{self.max_retry_after_s:g} s"
-            return f"{error} It asks to wait {error.retry_after_s:,.0f} s, longer than {limit}."
+            return f"{error} It asks to wait {error.retry_after_s:,.0f} s, longer than {self.max_retry_after_s:g} s."
         tried = min(error.times_lost, self.max_lost) if error.times_lost >= self.max_lost else self.max_attempts
         return f"{error} (tried {tried} times)"
 
     def wait_s(self, attempt: int, error: TransientError, rng: random.Random) -> float:
-        """Seconds to wait after call number `attempt` failed with `error`.
+        """Seconds to wait after `attempt`, from 1, failed with `error`.
 
-        A `Retry-After` wins and is spread by up to a tenth, so that not all callers return at once. Otherwise "full
-        jitter": uniform between 0 and the doubled pause (M. Brooker, "Exponential Backoff and Jitter", AWS, 2015).
+        A `Retry-After` takes precedence and is extended by up to a tenth, so that callers do not return all at once.
+        Otherwise "full jitter": uniform between 0 and the doubled pause (M. Brooker, "Exponential Backoff and Jitter",
+        AWS, 2015).
         """
-        asked = error.retry_after_s
-        if asked is not None:
-            return asked * (1 + rng.random() / 10)
+        if error.retry_after_s is not None:
+            return error.retry_after_s * (1 + rng.random() / 10)
         return rng.random() * min(self.max_wait_s, self.first_wait_s * 2.0 ** min(attempt - 1, 32))
 
 
@@ -78,10 +77,10 @@ async def retry(
     sleep: Callable[[float], Awaitable[None]],
     rng: random.Random,
 ) -> T:
-    """The result of the first of the calls that `policy` allows which does not fail with a `TransientError`.
+    """Call `make` with the number of the attempt, from 1, until it succeeds or `policy` gives up; return its result.
 
     Raises:
-        TransientError: That of the last call.
+        TransientError: The error of the last attempt.
     """
     attempt = 1
     lost = 0

@@ -147,7 +147,7 @@ def test_state_round_trips_through_the_store(
 ) -> None:
     """Instants are read as they were written, also by a process whose clock is up to a minute behind."""
     queue = Queue((START + one, START + two), START + held, 7.0, 5.0)
-    found = Queue.read(queue.written(START, rates), START + gap, rates)
+    found = Queue.from_numbers(queue.to_numbers(START, rates), START + gap, rates)
     assert (found.made, found.last) == (7.0, 5.0)
     assert (*found.free_at, found.held_until) == pytest.approx((*queue.free_at, queue.held_until), abs=CLOSE)
 
@@ -155,14 +155,14 @@ def test_state_round_trips_through_the_store(
 @given(RATES, WAITS, st.floats(61, 1e9))
 def test_clock_ahead_of_others_delays_no_call(rate: float, wait: float, ahead: float) -> None:
     """If the last writer's clock was over a minute ahead, a process waits only for the bookings."""
-    written = Queue((START + ahead + wait, 0.0)).written(START + ahead, (rate, None))
-    assert Queue.read(written, START, (rate, None)).free_at[0] == pytest.approx(START + wait, abs=CLOSE)
+    written = Queue((START + ahead + wait, 0.0)).to_numbers(START + ahead, (rate, None))
+    assert Queue.from_numbers(written, START, (rate, None)).free_at[0] == pytest.approx(START + wait, abs=CLOSE)
 
 
 def test_corrected_rate_applies_to_earlier_bookings() -> None:
     """Ten calls booked at one a minute take ten seconds once one a second is allowed."""
-    written = Queue((START + 600, 0.0)).written(START, (1 / 60, None))
-    assert Queue.read(written, START, (1.0, None)).free_at[0] == pytest.approx(START + 10, abs=CLOSE)
+    written = Queue((START + 600, 0.0)).to_numbers(START, (1 / 60, None))
+    assert Queue.from_numbers(written, START, (1.0, None)).free_at[0] == pytest.approx(START + 10, abs=CLOSE)
 
 
 # -- what replies tell ---------------------------------------------------------------------------------------------
@@ -181,12 +181,12 @@ def test_corrected_rate_applies_to_earlier_bookings() -> None:
 )
 def test_actual_usage_corrects_the_next_booking(free_at: float, more_s: float, expected: float) -> None:
     """By the tokens used beyond or below the booking; an unforeseen excess delays no call by more than a minute."""
-    reported = RateReports().used(more_s, START)
-    moved = reported.applied(Queue((START + 1, START + free_at)), START)
+    reported = RateReports().add(more_s, START)
+    moved = reported.apply_to(Queue((START + 1, START + free_at)), START)
     assert moved.free_at == pytest.approx((START + 1, START + expected), abs=CLOSE)
 
 
 def test_usage_of_many_calls_adds_up() -> None:
     """All usage reported since the last booking counts, from the time of the first report."""
-    reported = RateReports().used(5.0, START).used(-1.0, START + 3)
-    assert reported.applied(Queue(), START + 3).free_at[1] == pytest.approx(START + 4, abs=CLOSE)
+    reported = RateReports().add(5.0, START).add(-1.0, START + 3)
+    assert reported.apply_to(Queue(), START + 3).free_at[1] == pytest.approx(START + 4, abs=CLOSE)
