@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, TypeAlias, get_args
 
 import orjson
@@ -175,9 +176,14 @@ def _check_time(pattern: re.Pattern[str]) -> None:
         )
 
 
-def _check_patterns(node: Any, *, by_python: bool = False) -> None:
-    """Check the patterns of a Pydantic schema that Python's own engine matches; Pydantic's takes linear time."""
+def _check_core_schema(node: Any, *, by_python: bool = False) -> None:
+    """Check the parts of a Pydantic schema that cost or lose every answer: slow patterns, and enums no reply can name.
+
+    Only patterns that Python's own engine matches are slow; Pydantic's engine takes linear time.
+    """
     if isinstance(node, Mapping):
+        if node.get("type") == "enum":
+            _check_enum(node["cls"])
         config = node.get("config")
         by_python = by_python or (isinstance(config, Mapping) and config.get("regex_engine") == "python-re")
         pattern = node.get("pattern")
@@ -186,10 +192,19 @@ def _check_patterns(node: Any, *, by_python: bool = False) -> None:
         elif isinstance(pattern, str) and by_python:
             _check_time(re.compile(pattern))
         for child in node.values():
-            _check_patterns(child, by_python=by_python)
+            _check_core_schema(child, by_python=by_python)
     elif isinstance(node, list | tuple):
         for child in node:
-            _check_patterns(child, by_python=by_python)
+            _check_core_schema(child, by_python=by_python)
+
+
+def _check_enum(enum: type[Enum]) -> None:
+    for member in enum:
+        if not isinstance(member.value, str | int | float | list | dict | None):
+            raise ConfigError(
+                f"The value of {str(member)!r} is a {type(member.value).__name__}, which no JSON is equal to; give the "
+                "members texts or numbers as their values."
+            )
 
 
 # -- objects -------------------------------------------------------------------------------------------------------
@@ -202,7 +217,7 @@ def _structured(kind: Any, names: Sequence[str]) -> OutputSchema:
         raise ConfigError("An output column has an empty name.")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
-        _check_patterns(adapter.core_schema)
+        _check_core_schema(adapter.core_schema)
         wire = inline(adapter.json_schema(mode="validation"))
         shown = inline(adapter.json_schema(mode="serialization", by_alias=False))["properties"]
     except (PydanticUserError, SchemaError) as error:

@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable
+from enum import Enum
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -306,6 +307,11 @@ def test_secret_field_is_refused(output: Any, field: str) -> None:
         ({"a": {"type": "object", "properties": {True: str}}}, "output['a'] has a column named True"),
         ({"a": None}, "output['a']=None is not a type; write one, as in 'string', or {'type': 'null'}"),
         ({"properties": {"a": str}, "required": 5}, "output has required=5; give a list of names"),
+        # no reply can be equal to a tuple
+        (
+            {"a": list[Enum("Colour", {"red": (255, 0, 0)})]},
+            "'Colour.red' is a tuple, which no JSON is equal to",
+        ),
     ],
     ids=str,
 )
