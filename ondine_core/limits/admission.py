@@ -51,7 +51,7 @@ class AdmissionQueue:
         self._admit()
 
     def _admit(self) -> None:
-        """Admit the calls that may leave now, and set an alarm for the next unless that waits for another call to end."""
+        """Admit the calls that may leave now, and set an alarm for the next unless it waits for a call to end."""
         now = self._now()
         ready_at = self.limits.ready_at(now)
         while self._waiting and ready_at <= now:
