@@ -124,7 +124,7 @@ class _Connection(ResponseHandler):
         if self.begin_request() and self.transport is not None:
             self.transport.write(request)
             self.start_timeout()
-        alarm = self._loop.call_at(until, self._give_up, TimeoutError())
+        alarm = self._loop.call_at(until, self._time_out)
         try:
             head, content = await self.read()
             while head.code < 200 and head.code != 101:  # noqa: PLR2004  (an interim reply)
@@ -145,6 +145,12 @@ class _Connection(ResponseHandler):
 
     def _is_request_out(self) -> bool:
         return self._is_written and self.transport is not None and not self.transport.get_write_buffer_size()
+
+    def _time_out(self) -> None:
+        # An event loop that stood still (a blocking cell of a notebook, a paused process) reads before it looks at
+        # alarms, so a reply that came meanwhile is here.
+        if self._reply is None or not self._reply.is_eof():
+            self._give_up(TimeoutError())
 
     def _give_up(self, error: Exception) -> None:
         if self._reply is not None:

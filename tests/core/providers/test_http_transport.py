@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -20,6 +21,7 @@ from ondine_core import (
     Policy,
     ProviderError,
     RefusedError,
+    Reply,
     RetryPolicy,
     TransientError,
     enrich_sync,
@@ -28,6 +30,7 @@ from ondine_core.providers import connect
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_client import Endpoint
 from ondine_core.providers.openai_http import chat_reply
+from ondine_core.types.values import Message
 from tests.support.asking import one_call, one_call_to
 from tests.support.provider import (
     Fault,
@@ -418,3 +421,19 @@ def test_timed_out_calls_have_a_bound_of_attempts() -> None:
         calls = len(provider.ledger.requests)
     assert (calls, report.spend.unknown) == (3, 3)
     assert "raise timeout_s" in report.errors()[0]
+
+
+def test_reply_that_came_while_the_event_loop_stood_still_is_taken() -> None:
+    """A cell that blocks the loop, or a paused process, for longer than the time-out loses no reply that is here."""
+
+    async def ask_and_block(provider: Provider) -> Reply:
+        async with contextlib.aclosing(
+            connect(ModelSpec("openai_compatible/m", base_url=provider.base_url, timeout_s=0.2))
+        ) as model:
+            asking = asyncio.create_task(model(Call((Message("user", "Repeat: hello"),))))
+            await asyncio.to_thread(provider.ledger.wait_for, lambda ledger: ledger.requests)
+            time.sleep(0.25)  # noqa: ASYNC251  (it blocks the event loop)
+            return await asking
+
+    with Provider(latency_s=0.05) as provider:
+        assert "hello" in asyncio.run(ask_and_block(provider)).text
