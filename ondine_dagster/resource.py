@@ -25,7 +25,7 @@ from ondine_core.store import (
     find_file_system,
     parse_address,
 )
-from ondine_core.store.connect import store_in
+from ondine_core.store.connect import default_store_path
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.types.values import ModelSpec
 from ondine_dagster.config.strict import StrictConfig, plain_texts
@@ -327,7 +327,7 @@ def find_own_resource(asset: dg.AssetsDefinition) -> dg.ResourceDefinition | Non
 
 def default_store(instance: dg.DagsterInstance) -> str:
     """The answer store of a Dagster instance: beside its own storage, never inside its databases."""
-    return store_in(instance.storage_directory())
+    return default_store_path(instance.storage_directory())
 
 
 def store_warning(path: str, home: str | None = None) -> str | None:

@@ -1,6 +1,6 @@
 """The store of answers and of the ledger: a file that the processes of this machine share, or a Postgres schema.
 
-The store is the checkpoint. It knows no rows, only which prompt had which answer, and which calls were made for it.
+The store is the checkpoint. It has no rows of tables, only the answers to prompts, and the calls made for them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 PASSING_FILE_SYSTEMS = ("overlay", "ramfs", "tmpfs")
-"""A container's own layer, and memory: what is on them is lost with the container or machine."""
+"""File systems that are lost with the container or machine: a container's own layer, and memory."""
 NETWORK_FILE_SYSTEMS = ("9p", "ceph", "cifs", "fuse.", "glusterfs", "lustre", "nfs", "smb")
-"""How the kinds begin where SQLite must not be."""
+"""Prefixes of the types of file systems on which SQLite must not be used."""
 
 
 def open_store(
@@ -38,34 +38,38 @@ def open_store(
     wait_timeout_s: float = 30.0,
     warn: Callable[[str], None] = warn_in_log,
 ) -> AbstractContextManager[Store]:
-    """Open the store at `path_or_url`, to be used in a `with` statement that closes it in the end.
+    """Open the store at `path_or_url`, for use in a `with` statement that closes it.
 
     Args:
-        path_or_url: A file (made if absent; `":memory:"` is forgotten), or a URL as in
+        path_or_url: The path of a file, which is created if absent (`":memory:"` is not kept), or a URL such as
             `postgresql://user:password@host:5432/database`.
-        durability: Of a file: `"process"` survives kill -9, and a power cut but for the last second or so; `"power"`
-            survives both and commits slower. A Postgres server has its own settings.
-        wait_timeout_s: How long to wait for the lock of another process, or for a server that is gone.
-        warn: Called, from any thread, when a row of the store is damaged; such a row is asked again.
+        durability: What a file survives without loss: `"process"` a kill of the process, and a power cut except for
+            the last second or so; `"power"` both, with slower commits. A Postgres server has its own settings.
+        wait_timeout_s: Seconds to wait for the lock of another process, or for a server that is gone.
+        warn: Called, from any thread, when a row of the store is damaged; its prompt is asked again.
 
     Raises:
         ConfigError: The URL is of another kind, or the driver for Postgres is not installed.
-        StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
+        StoreError: The store cannot be created or opened, is not a store, or has a newer format.
     """
     return closing(Store(path_or_url, durability=durability, wait_timeout_s=wait_timeout_s, warn=warn))
 
 
 def find_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -> str:
-    """The kind of file system that a file lies on, which need not exist yet; empty if that is not known.
+    """The type of the file system of `path`, which need not exist yet; empty if unknown.
 
-    `mounts` is the list of mounts, as Linux shows it.
+    `mounts` is the list of mounts in the format of Linux.
     """
     try:
         lines = Path(mounts).read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     target = resolve(path)
-    # A space in the name of a mount point is written as the octal \\040.
-    points = [(Path(fields[1].replace("\\040", " ")), fields[2]) for line in lines if len(fields := line.split()) > 2]  # noqa: PLR2004
-    holding = [(len(point.parts), kind) for point, kind in points if target.is_relative_to(point)]
-    return max(holding, default=(0, ""))[1]
+    containing: list[tuple[int, str]] = []
+    for line in lines:
+        match line.split():
+            case [_, mount_point, kind, *_]:
+                point = Path(mount_point.replace("\\040", " "))  # a space is written as the octal \040
+                if target.is_relative_to(point):
+                    containing.append((len(point.parts), kind))
+    return max(containing, default=(0, ""))[1]

@@ -22,7 +22,7 @@ from ondine_core.store.connect import connect, find_dagster_store
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out a command; returns the exit code."""
+    """Run a command; returns the exit code."""
     options = _parse(arguments)
     set_output()
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        # A URL in the wrong place is quoted, and may hold a password.
+        # The message quotes a URL that is in the wrong place, which may hold a password.
         message = re.sub(r"(?<=:)[^\s:]*(?=@)|(?<=://)\S*(?=@)", "***", message)
         super().error(re.sub(r"(?i)(passw\w*|pwd)(\s*[=:]\s*)('[^']*'|[^\s&;,]+)", r"\1\2***", message))
 
@@ -73,7 +73,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def default_store(environment: Mapping[str, str]) -> str:
-    """The store that is meant where none is named."""
+    """The store to use if the command names none.
+
+    Raises:
+        ConfigError: There is no default.
+    """
     path_or_url = environment.get("ONDINE_STORE")
     if path_or_url:
         return path_or_url

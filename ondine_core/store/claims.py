@@ -1,14 +1,14 @@
 """Claims: no prompt of one task is in flight in two runs at once.
 
-A run announces itself before it looks for answers. As long as it has been the only run of its task, its calls claim
-nothing: the transaction that records a call checks that no other run was announced after this one, and that is all it
-costs. A run that joins claims for the others what they have in flight; from then on each of them claims the prompts of
-its own calls, and leaves out those that have an answer by now. A claim holds while its call is in `calls` and its run
-is announced. Claims are removed when a run ends and not call by call: two transactions on Postgres that both wrote and
-removed claims could wait for each other.
+A run announces itself before it looks for answers. While it is the only run of its task, its calls claim nothing: the
+transaction that records a call only checks that no other run was announced after this one. A run that joins claims for
+the other runs what they have in flight. From then on each run claims the prompts of its own calls, and leaves out those
+that have an answer by now. A claim is valid while its call is in `calls` and its run is announced. Claims are removed
+when a run ends, not call by call: two transactions on Postgres that both wrote and removed claims could wait for each
+other.
 
-Usually no statement waits for the result of another one: claims are inserted, assumed to be all there, and read
-one by one only if some are missing.
+Usually no statement waits for the result of another one: claims are inserted, assumed to be complete, and read one by
+one only if some are missing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _LEAVE = "DELETE FROM ondine.runs WHERE run IN ?"
 _REMOVE_CLAIMS_OF_RUNS = f"DELETE FROM ondine.claims WHERE substr(call, 1, {ORIGIN_BYTES}) IN ?"  # noqa: S608
 _FIND_IN_FLIGHT = "SELECT call, keys FROM ondine.calls"
 _CLAIM_FOR_OTHERS = insert("claims", ("key", "call"), "ON CONFLICT DO NOTHING")
-# A run that lost a call asks again under another one; no other run waits for a call that is over or a run that is gone.
+# A claim is taken over by another call of the same run, which asks again after a lost call, and by any call if the
+# claim's call has ended or its run has left.
 _CLAIM = f"""
     INSERT INTO ondine.claims AS old (key, call) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET call = excluded.call
     WHERE substr(old.call, 1, {ORIGIN_BYTES}) = substr(excluded.call, 1, {ORIGIN_BYTES})
@@ -53,9 +54,9 @@ _FIND_CLAIMS = f"""
 
 
 def join(database: Database, started: RunStarted) -> dict[bytes, Numbers]:
-    """Announce a run, within a transaction; returns the other runs of its question and where they are.
+    """Announce a run, within a transaction; returns the other runs of its task, and their processes.
 
-    A run that had the same lease has lost it, so it makes no further call and nothing is left of its claims.
+    A run that had the same lease has lost it and makes no further call, so its announcement is removed.
     """
     note(database, started)
     lease = clean(started.lease)
@@ -66,72 +67,72 @@ def join(database: Database, started: RunStarted) -> dict[bytes, Numbers]:
     database.run(_NOTE_LAST, (started.task, started.run))
     if database.has(_FIND_RUNS, [started.task], 1):
         return {}
-    found = database.select_in(_FIND_RUNS, [started.task])
-    others = {bytes(run): tuple(orjson.loads(process)) for run, process in found if run != started.run}
+    rows = database.select_in(_FIND_RUNS, [started.task])
+    others = {bytes(run): tuple(orjson.loads(process)) for run, process in rows if run != started.run}
     if others:
-        # What is being noted at this moment is either seen here, or comes after this and finds another run announced.
+        # A call that is recorded at the same time is either seen here, or recorded later and then finds this run.
         database.keep_out_writers("calls")
         in_flight = [(key, call) for call, keys in database.select(_FIND_IN_FLIGHT) for key in split_keys(keys)]
         held = {key: call for key, call in in_flight if bytes(call[:ORIGIN_BYTES]) in others}
-        database.hold(_lock_of(started.task))
+        database.hold(_lock_name(started.task))
         database.run_many(_CLAIM_FOR_OTHERS, sorted(held.items()))
     return others
 
 
 def leave(database: Database, runs: Sequence[bytes]) -> None:
-    """Take back that some runs were announced, within a transaction."""
+    """Withdraw the announcements of runs, within a transaction."""
     database.run_in(_LEAVE, runs)
     database.run_in(_REMOVE_CLAIMS_OF_RUNS, runs)
 
 
 def release(database: Database, calls: Sequence[bytes]) -> None:
-    """Take back the claims of some calls, within a transaction."""
+    """Remove the claims of calls, within a transaction."""
     database.run_in(_RELEASE, calls)
 
 
 def claim(database: Database, sent: Mapping[int, CallStarted]) -> dict[int, frozenset[Key]]:
-    """Claim the prompts of calls that were noted in this transaction, and remove those calls that may not leave.
+    """Claim the prompts of calls that were recorded in this transaction, and remove the calls that must not leave.
 
     Returns:
-        For calls of runs that are not, or have not been, the only one of their task, by the numbers in `sent`: the
+        By the indexes in `sent`, for each call whose run is not, or was not always, the only one of its task: the
         prompts that another call has in flight, or that have an answer.
     """
-    runs = {one.call[:ORIGIN_BYTES] for one in sent.values() if one.task and not one.is_shared}
+    runs = {call.call[:ORIGIN_BYTES] for call in sent.values() if call.task and not call.is_shared}
     alone = {run for run in runs if database.has(_FIND_LAST, [run], 1)}
-    claiming = {at: one for at, one in sent.items() if one.task and one.call[:ORIGIN_BYTES] not in alone}
+    claiming = {at: call for at, call in sent.items() if call.task and call.call[:ORIGIN_BYTES] not in alone}
     if not claiming:
         return {}
     wanted: dict[Key, bytes] = {}
-    for one in claiming.values():
-        for key in one.keys:
-            wanted.setdefault(key, one.call)
-    # A claim that another transaction makes at the same time must be seen, and so must its call.
-    for task in sorted({one.task for one in claiming.values()}):
-        database.hold(_lock_of(task))
+    for call in claiming.values():
+        for key in call.keys:
+            wanted.setdefault(key, call.call)
+    # Under this lock, the claims that other transactions make, and their calls, are visible.
+    for task in sorted({call.task for call in claiming.values()}):
+        database.hold(_lock_name(task))
     database.run_many(_CLAIM, sorted(wanted.items()))
-    calls = sorted(one.call for one in claiming.values())
-    unsure = sorted({key for one in claiming.values() if not one.is_unanswered for key in one.keys})
-    all_claimed = database.has(_FIND_CLAIMED, calls, sum(len(one.keys) for one in claiming.values()))
-    if all_claimed and (not unsure or database.has(_FIND_ANSWERED, unsure, 0)):
+    calls = sorted(call.call for call in claiming.values())
+    maybe_answered = sorted({key for call in claiming.values() if not call.is_unanswered for key in call.keys})
+    all_claimed = database.has(_FIND_CLAIMED, calls, sum(len(call.keys) for call in claiming.values()))
+    if all_claimed and (not maybe_answered or database.has(_FIND_ANSWERED, maybe_answered, 0)):
         return dict.fromkeys(claiming, frozenset())
-    holders = {bytes(key): bytes(call) for key, call in database.select_in(_FIND_HOLDERS, sorted(wanted))}
-    answered = {bytes(key) for (key,) in database.select_in(_FIND_ANSWERED, unsure)}
+    holders = {bytes(key): bytes(holder) for key, holder in database.select_in(_FIND_HOLDERS, sorted(wanted))}
+    answered = {bytes(key) for (key,) in database.select_in(_FIND_ANSWERED, maybe_answered)}
     taken = {
-        at: frozenset(key for key in one.keys if holders.get(key) != one.call or key in answered)
-        for at, one in claiming.items()
+        at: frozenset(key for key in call.keys if holders.get(key) != call.call or key in answered)
+        for at, call in claiming.items()
     }
-    withdrawn = sorted(claiming[at].call for at, lost in taken.items() if lost)
+    withdrawn = sorted(claiming[at].call for at, keys in taken.items() if keys)
     database.run_in(REMOVE_CALLS, withdrawn)
     release(database, withdrawn)
     return taken
 
 
-def _lock_of(task: bytes) -> str:
+def _lock_name(task: bytes) -> str:
     return f"claims:{task.hex()}"
 
 
 def read_claims(database: Database, keys: Sequence[Key]) -> dict[Key, Claim]:
-    """The claims on `keys` that hold."""
+    """The valid claims on `keys`."""
     return {
         bytes(key): Claim(bytes(call), bytes(call[:ORIGIN_BYTES]), tuple(orjson.loads(process)))
         for key, call, process in database.select_in(_FIND_CLAIMS, keys)

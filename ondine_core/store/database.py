@@ -1,6 +1,6 @@
-"""What the store asks of a database: transactions that happen or do not, and the few shapes of a statement it runs.
+"""The interface of the databases: atomic transactions, and the few forms of statements that the store runs.
 
-Statements are written as in `dialects`. Every error of the database leaves as a `StoreError` that says what to do.
+Statements are written as in `dialects`. Every error of a database is raised as a `StoreError` that says what to do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ondine_core.store.dialects import upsert
 T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
 Durability: TypeAlias = Literal["process", "power"]
-"""What a store in a file survives without loss: a kill of the process, or a power cut too."""
+"""What a store in a file survives without loss: a kill of the process, or also a power cut."""
 
 FIND_NUMBERS = "SELECT name, numbers FROM ondine.numbers WHERE name IN ?"
 REPLACE_NUMBERS = upsert("numbers", ["name"], ["name", "numbers"])
@@ -23,48 +23,48 @@ class Database(Protocol):
     """A connection, used by one thread at a time."""
 
     location: str
-    """Where it is, for messages; never with a password."""
+    """Path or URL for messages, without a password."""
 
     def read(self, work: Callable[[], T]) -> T:
-        """The result of `work`, which selects; run again if the connection breaks."""
+        """Return the result of `work`, which only selects; it is called again if the connection breaks."""
 
     def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
-        """The result of `work`, whose statements take effect together, durably and once, or not at all.
+        """Return the result of `work`, whose statements take effect together, durably and once, or not at all.
 
-        It is called again if the connection breaks before they are kept, or an assumption was wrong. No two
-        transactions of any processes hold one of the `locks` at once.
+        `work` is called again if the connection breaks before the commit, or if an assumption (see `has`) was wrong.
+        Transactions of all processes that name the same lock run one after the other.
         """
 
     def write_at_once(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T | None:
-        """`write` if that takes no time; `None`, and nothing has happened, if anything would have to be waited for."""
+        """`write` if that needs no waiting; otherwise do nothing and return `None`."""
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """The rows of a query."""
 
     def select_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
-        """The rows of a query whose only parameter is the list after `IN`, of any length, in no order."""
+        """The rows of a query whose only parameter is the list after `IN`, of any length; the order is undefined."""
 
     def has(self, sql: str, values: Sequence[Any], count: int) -> bool:
         """Whether a query as in `select_in` finds exactly `count` rows; called within `write`.
 
-        A database may assume so without waiting; if that was wrong, it runs the `work` of `write` again.
+        A database may assume that it does, without waiting; if this was wrong, it calls the `work` of `write` again.
         """
         return len(self.select_in(sql, values)) == count
 
     def hold(self, name: str) -> None:
-        """Wait, within `write`, until no other transaction holds `name`, and hold it to the end of this one.
+        """Acquire, within `write`, the lock `name` until the end of the transaction.
 
-        What is read after that includes all that an earlier holder wrote.
+        What is read after that includes all that earlier holders of the lock wrote.
         """
 
     def keep_out_writers(self, table: str) -> None:
-        """Wait until no other transaction writes to a table, and let none do so before this one ends."""
+        """Wait until no other transaction writes to a table, and block new ones until this transaction ends."""
 
     def read_numbers(self, names: Sequence[str]) -> Mapping[str, bytes | None]:
-        """The numbers of `names`, within `write`; they may be assumed like the count."""
+        """The numbers of `names`, `None` for unknown ones, within `write`; they may be assumed, as in `has`."""
 
     def write_numbers(self, numbers: Mapping[str, bytes]) -> None:
-        """Replace the numbers of some names."""
+        """Replace the numbers of names."""
         self.run_many(REPLACE_NUMBERS, sorted(numbers.items()))
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
@@ -77,19 +77,19 @@ class Database(Protocol):
         """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
 
     def create_schema(self) -> None:
-        """Make, within `write`, what the tables are to be in if there is none."""
+        """Create the schema of the tables, within `write`, if there is none."""
 
     def read_format(self) -> int | None:
-        """The version of the tables, 0 if there are none, `None` if they are not those of a store."""
+        """The format of the tables, 0 if there are none, `None` if they are not those of a store."""
 
     def write_format(self, version: int) -> None:
-        """Note the version of the tables."""
+        """Record the format of the tables."""
 
     def measure(self) -> int:
-        """Bytes the store takes on disk."""
+        """Size of the store on disk, in bytes."""
 
     def compact(self) -> None:
-        """Give the space of deleted rows back."""
+        """Return the space of deleted rows to the file system."""
 
     def close(self) -> None:
         """Close the connection."""

@@ -19,21 +19,23 @@ _LIVENESS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
-"""A server that disappears without closing its connections is noticed in half a minute; the URL can change it."""
+"""Settings by which a server that disappears without closing its connections is noticed in half a minute; the URL can
+replace them."""
 _ENCODING = {"client_encoding": "UTF8"}
-"""In another encoding, which the server or the environment may have as its default, some names cannot be written."""
+"""Other encodings, which may be the default of the server or the environment, cannot write all names."""
 
-_ON_ITS_WAY = re.compile(
+_UNAVAILABLE = re.compile(
     "starting up|shutting down|recovery mode|not yet accepting|too many|slots are reserved"
-    # What poolers say: PgBouncer, Supavisor, RDS Proxy, PgCat.
+    # Messages of poolers: PgBouncer, Supavisor, RDS Proxy, PgCat.
     "|no more connections|max clients|max client connections|server login has been failing|cannot connect to server"
     "|query_wait_timeout|timed.out waiting|all servers down",
     re.IGNORECASE,
 )
-"""Messages of a server or pooler that refuses connections for the moment. In other languages it is not waited for."""
+"""Messages of a server or pooler that refuses connections for the moment. Only English messages are recognised."""
 
 _TRY_LATER = ("08", "57P", "53300")
-"""The connection failed, the server is on its way down or up, all connections are taken."""
+"""Codes of errors after which the server is waited for: the connection failed, the server is starting or shutting down,
+all connections are taken."""
 _REFUSED_FOR_GOOD = re.compile(
     "statement pooling|unsupported startup parameter|no such (?:user|database)|not support SSL"
 )
@@ -77,7 +79,7 @@ _ADVICE_BY_WORDS = (
     (re.compile("too many|slots are reserved|no more connections|max client", re.IGNORECASE), _NO_CONNECTION_LEFT),
     (re.compile('database ".*" does not exist|no such database'), _MISSING),
 )
-"""A connection that could not be made has no code."""
+"""Advice for errors without a code, such as those of a connection that could not be made."""
 
 _OTHER_CLIENTS = re.compile(
     r"(?:pgbouncer|prepare_?threshold|prepared_statements|(?:prepared_)?statement_cache_size|schema|currentschema"
@@ -86,12 +88,16 @@ _OTHER_CLIENTS = re.compile(
     r"|rewritebatchedinserts|tcpkeepalive)=[^&@/]*",
     re.IGNORECASE,
 )
-"""What Prisma, SQLAlchemy, JDBC, asyncpg, pgx and hosted services put into a URL and libpq refuses; of no use here."""
+"""Options of Prisma, SQLAlchemy, JDBC, asyncpg, pgx and hosted services in a URL, which libpq refuses."""
 _MODES = {"true": "require", "1": "require", "on": "require", "no-verify": "require", "false": "disable"}
 
 
 def load_driver() -> Any:
-    """The module `psycopg`."""
+    """Import the module `psycopg`.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     try:
         import psycopg
         import psycopg.types.numeric
@@ -104,12 +110,16 @@ def load_driver() -> Any:
 
 
 def _is_no_echo(record: logging.LogRecord) -> bool:
-    """Whether a record of the driver is more than the echo of an error that is raised, and handled, already."""
+    """Whether a log record of the driver does not repeat an error that is also raised."""
     return "error ignored terminating" not in str(record.msg)
 
 
 def parse(address: str) -> tuple[dict[str, Any], str]:
-    """How to connect to `address`, a URL or a connection string of libpq, and its name for messages."""
+    """Parse a URL or connection string of libpq; returns the settings of the connection and a location for messages.
+
+    Raises:
+        ConfigError: It cannot be read; the message quotes nothing of it.
+    """
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
@@ -117,10 +127,11 @@ def parse(address: str) -> tuple[dict[str, Any], str]:
         settings = _LIVENESS | conninfo_to_dict(_drop_other_clients(address)) | _ENCODING
     except (ProgrammingError, UnicodeError):
         settings = {}
-    host, port = settings.get("host") or settings.get("hostaddr") or "localhost", str(settings.get("port", "5432"))
+    host = settings.get("host") or settings.get("hostaddr") or "localhost"
+    port = str(settings.get("port", "5432"))
     location = f"postgresql://{host}:{port}/{settings.get('dbname', '')}"
-    # An @ or / left as it is makes part of a password the name of a host, a port or a database. Nothing is quoted here,
-    # nor what the driver says.
+    # With an unescaped @ or / in the password, a part of it is parsed as host, port or database. So the message quotes
+    # neither the address nor the driver.
     if not settings or re.search("[@=]", location) or not re.fullmatch(r"\d*(,\d*)*", port):
         raise ConfigError(
             "The address of the answer store cannot be read; write postgresql://user:password@host:5432/database, with "
@@ -131,12 +142,12 @@ def parse(address: str) -> tuple[dict[str, Any], str]:
 
 
 def _drop_other_clients(address: str) -> str:
-    """`address` without options that only other clients know, and with `ssl=...` as libpq writes it."""
-    # A question mark in a password is none that begins the options.
-    found = re.fullmatch(r"(postgresql://(?:[^/]*@)?[^?]*)\?(.*)", address)
-    if found is None:
+    """Remove the options that only other clients know from a URL, and write `ssl=...` as libpq does."""
+    # A question mark in the password does not begin the options.
+    match = re.fullmatch(r"(postgresql://(?:[^/]*@)?[^?]*)\?(.*)", address)
+    if match is None:
         return address
-    front, query = found.groups()
+    front, query = match.groups()
     kept = []
     for option in query.split("&"):
         name, _, value = option.partition("=")
@@ -148,7 +159,7 @@ def _drop_other_clients(address: str) -> str:
 
 
 def is_about_connection(error: psycopg.Error, *, closed: bool = False) -> bool:
-    """Whether the connection failed, or the server is on its way down or up or full, and not the statement."""
+    """Whether not the statement failed but the connection, or the server is starting, shutting down or full."""
     if _REFUSED_FOR_GOOD.search(str(error)):
         return False
     code = error.sqlstate or "08000"
@@ -156,19 +167,19 @@ def is_about_connection(error: psycopg.Error, *, closed: bool = False) -> bool:
 
 
 def may_become_available(error: psycopg.Error) -> bool:
-    """Whether a connection that could not be made may succeed in a moment: the server starts, or is full.
+    """Whether a connection that could not be made may succeed in a moment, since the server is starting or full.
 
-    A server that refuses this user, password or database says so with the word FATAL, and no code reaches us.
+    If the server refuses the user, password or database, the message has the word FATAL, and the error has no code.
     """
     message = str(error)
-    return is_about_connection(error) and ("FATAL" not in message or bool(_ON_ITS_WAY.search(message)))
+    return is_about_connection(error) and ("FATAL" not in message or bool(_UNAVAILABLE.search(message)))
 
 
 def explain(error: psycopg.Error, location: str) -> StoreError:
-    """What went wrong at `location`, and what to do."""
-    what = " ".join(str(error).split())
-    by_words = (advice for words, advice in _ADVICE_BY_WORDS if words.search(what))
+    """Explain what went wrong at `location`, and what to do."""
+    message = " ".join(str(error).split())
+    if not message.endswith((".", "?")):
+        message += "."
+    by_words = (advice for words, advice in _ADVICE_BY_WORDS if words.search(message))
     advice = next(by_words, _ADVICE.get(error.sqlstate or "08006", "What was stored before is safe."))
-    return StoreError(
-        f"The answer store {location!r} failed: {what}{'' if what.endswith(('.', '?')) else '.'} {advice}"
-    )
+    return StoreError(f"The answer store {location!r} failed: {message} {advice}")

@@ -1,9 +1,9 @@
-"""A store for coroutines that writes the requests of one turn of an event loop in one transaction.
+"""A store for coroutines that writes the requests of one iteration of an event loop in one transaction.
 
-The event loop itself writes a few entries if no other process is writing: that takes a fraction of a millisecond, and
-passing them to another thread and back takes several. Everything else is for one thread, which writes what has gathered
-since its last commit. Group commit needs no timer: while a commit runs, requests gather for the next. Order is kept:
-what was requested first is durable first, and a reader sees whatever its process has settled.
+The event loop itself writes a few entries if no other process is writing: that takes a fraction of a millisecond, while
+passing them to another thread and back takes several. A thread writes all others that have gathered since its last
+commit. This group commit needs no timer: while a commit runs, requests gather for the next. The order is kept: earlier
+requests are durable first, and a query sees everything that its process has settled before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 warn_in_log = logging.getLogger(__name__).warning
 
 _MAX_AT_ONCE = 8
-"""More entries than these are written by the thread, which the event loop does not wait for."""
+"""Maximum number of entries that the event loop writes itself."""
 
 _Query: TypeAlias = Callable[[Database], Any]
 _Updated: TypeAlias = Mapping[int, Any]
@@ -48,7 +48,7 @@ class _Request(NamedTuple):
 class Store:
     """An `AnswerStore` in a file or on a Postgres server, for any number of event loops and processes.
 
-    A request whose caller is cancelled while it waits is carried out all the same. `open_store` explains the arguments.
+    A request is carried out even if its caller is cancelled meanwhile. See `open_store` for the arguments.
     """
 
     def __init__(
@@ -66,9 +66,8 @@ class Store:
         self._gathered: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
         self._closed = False
         self._process = os.getpid()
-        self._lock = threading.Lock()  # nothing may come after the None that closes the queue
-        # Groups that the thread has not carried out yet; while there are any, it has the database.
-        self._passed_on = 0
+        self._lock = threading.Lock()  # so that nothing follows the `None` that closes the queue
+        self._passed_on = 0  # groups that the thread has not carried out yet; while there are any, it uses the database
         self._thread = threading.Thread(target=self._serve, name="ondine-store", daemon=True)
         self._thread.start()
 
@@ -77,36 +76,36 @@ class Store:
         return await self.read(partial(ledger_rows.read_answers, keys=keys, warn=self._warn))
 
     async def get_failures(self, keys: Sequence[Key]) -> Mapping[Key, Failure]:
-        """How prompts failed that were asked before and have no answer."""
+        """The stored failures of those of `keys` that have no answer."""
         return await self.read(partial(ledger_rows.read_failures, keys=keys, warn=self._warn))
 
     async def get_unseen(self) -> frozenset[Key]:
-        """The prompts of all calls that left and whose outcome was never seen, or not yet."""
+        """The prompts of all calls that were sent and have no outcome, or none yet."""
         return await self.read(ledger_rows.read_unseen)
 
     async def join(self, started: RunStarted) -> Mapping[bytes, Numbers]:
-        """Announce a run; returns the others of the same task and where they are."""
+        """Announce a run; returns the other runs of its task and their processes."""
         return await self.change(partial(claims.join, started=started))
 
     async def leave(self, *runs: bytes) -> None:
-        """Take back that some runs were announced."""
+        """Withdraw the announcements of runs."""
         await self.change(partial(claims.leave, runs=runs))
 
     async def send(self, sent: CallStarted) -> frozenset[Key] | None:
-        """Note that a call leaves; returns once the note would survive a kill. See `AnswerStore.send`."""
+        """Record that a call leaves; returns when this record would survive a kill. See `AnswerStore.send`."""
         taken: frozenset[Key] | None = await self._request(to_sent_row(sent))
         return taken
 
     async def get_claims(self, keys: Sequence[Key]) -> Mapping[Key, Claim]:
-        """Which of `keys` are in flight in runs that were announced."""
+        """The claims on those of `keys` that are in flight in announced runs."""
         return await self.read(partial(claims.read_claims, keys=keys))
 
     async def release(self, calls: Sequence[bytes]) -> None:
-        """Let the prompts of some calls be asked by others."""
+        """Let other runs ask the prompts of calls."""
         await self.change(partial(claims.release, calls=calls))
 
     async def settle(self, settled: CallFinished) -> None:
-        """Store the outcome of a call, answers and ledger in one transaction; durable like `send`."""
+        """Store the outcome of a call, answers and ledger in one transaction; as durable as `send`."""
         await self._request(to_settled_rows(settled))
 
     async def audit(self, run: str) -> Audit:
@@ -119,17 +118,17 @@ class Store:
         return new
 
     async def read(self, query: Callable[[Database], T]) -> T:
-        """The result of `query`, which selects; see what has been asked for before."""
-        found: T = await self._request(query)
-        return found
+        """Return the result of `query`, which only selects; it sees everything that was requested before."""
+        result: T = await self._request(query)
+        return result
 
     async def change(self, work: Callable[[Database], T], names: Sequence[str] = ()) -> T:
-        """The result of `work`, a `Change`, within a transaction; durable like `send`."""
-        changed: T = await self._request(Change(work, tuple(names)))
-        return changed
+        """Return the result of `work`, called in a transaction; as durable as `send`. `Change` has the arguments."""
+        result: T = await self._request(Change(work, tuple(names)))
+        return result
 
     def close(self) -> None:
-        """Carry out what was asked so far and close the database; in a forked process, nothing."""
+        """Carry out the requests so far and close the database; in a forked process, do nothing."""
         if os.getpid() != self._process:
             return
         with self._lock:
@@ -142,7 +141,7 @@ class Store:
         self._thread.join()
 
     def _request(self, work: Entry | _Query) -> asyncio.Future[Any]:
-        if os.getpid() != self._process:  # where the thread and the locks of the files are not
+        if os.getpid() != self._process:  # this process has neither the thread nor the locks of the files
             raise StoreError(
                 f"The answer store {self.location!r} was opened before this process was forked; open it in each "
                 "process."
@@ -162,7 +161,7 @@ class Store:
         return request.future
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        """On an event loop: write what has gathered on it, or have it written."""
+        """On an event loop: write the requests that have gathered on it, or pass them to the thread."""
         with self._lock:
             group = self._gathered.pop(loop, [])
             if not group:  # it was passed on when the store was closed
@@ -174,17 +173,17 @@ class Store:
             _wake([(future, outcome) for (_, future), outcome in zip(group, outcomes, strict=True)])
 
     def _pass_on(self, group: Sequence[_Request]) -> None:
-        """Have a group carried out by the thread; the caller has the lock."""
+        """Pass a group of requests to the thread; the caller holds the lock."""
         self._passed_on += 1
         self._groups.put(group)
 
     def _serve(self) -> None:
-        """On the store's thread: carry out whatever has gathered since the last time, until the store is closed."""
-        open_ = True
-        while open_:
+        """On the store's thread: carry out the requests that have gathered since the last time, until it is closed."""
+        is_open = True
+        while is_open:
             gathered = [self._groups.get()]
             gathered += [self._groups.get_nowait() for _ in range(self._groups.qsize())]
-            open_ = gathered[-1] is not None
+            is_open = gathered[-1] is not None
             groups = [group for group in gathered if group is not None]
             self._carry_out(list(chain.from_iterable(groups)))
             with self._lock:
@@ -201,7 +200,7 @@ class Store:
                 _resolve([future], [self._read(work)])
 
     def _write_at_once(self, entries: Sequence[Entry]) -> list[Any] | None:
-        """The results of writing, or `None` if writing would have to wait."""
+        """Write `entries` and return their results, or `None` if that would have to wait."""
         if self._passed_on or len(entries) > _MAX_AT_ONCE or any(isinstance(entry, Change) for entry in entries):
             return None
         return self._write(entries, self._database.write_at_once)
@@ -225,7 +224,7 @@ class Store:
 
 
 def _resolve(futures: Sequence[asyncio.Future[Any]], outcomes: Iterable[Any]) -> None:
-    """Wake the waiters, each event loop once."""
+    """Set the outcomes of futures, waking each event loop once."""
     loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
     for future, outcome in zip(futures, outcomes, strict=True):
         loops.setdefault(future.get_loop(), []).append((future, outcome))

@@ -16,7 +16,7 @@ import orjson
 from ondine_core.errors import StoreError
 from ondine_core.store import claims
 from ondine_core.store.database import Database, Row
-from ondine_core.store.dialects import insert, list_columns, replacing, upsert
+from ondine_core.store.dialects import insert, list_columns, replace_existing, upsert
 from ondine_core.store.records import (
     AMOUNT_COLUMNS,
     ANSWER_COLUMNS,
@@ -53,7 +53,7 @@ _REMOVE_FAILURES = "DELETE FROM ondine.failures WHERE key IN ?"
 _FAIL = f"""
     INSERT INTO ondine.failures ({list_columns(FAILURE_COLUMNS)}) SELECT {", ".join("?" * len(FAILURE_COLUMNS))}
     WHERE NOT EXISTS (SELECT 1 FROM ondine.answers WHERE key = ? AND answered_at >= ?)
-    {replacing(["key"], FAILURE_COLUMNS)}"""  # noqa: S608
+    {replace_existing(["key"], FAILURE_COLUMNS)}"""  # noqa: S608
 _KEEP_REPLY = upsert("replies", ["key"], REPLY_COLUMNS)
 _COUNT = insert(
     "ledger",
