@@ -148,7 +148,7 @@ class _Connection(ResponseHandler):
 
     def _time_out(self) -> None:
         # An event loop that stood still (a blocking cell of a notebook, a paused process) reads before it looks at
-        # alarms, so a reply that came meanwhile is here.
+        # alarms, so a reply that was received meanwhile is here.
         if self._reply is None or not self._reply.is_eof():
             self._give_up(TimeoutError())
 

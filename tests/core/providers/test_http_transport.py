@@ -423,7 +423,7 @@ def test_timed_out_calls_have_a_bound_of_attempts() -> None:
     assert "raise timeout_s" in report.errors()[0]
 
 
-def test_reply_that_came_while_the_event_loop_stood_still_is_taken() -> None:
+def test_reply_received_while_the_event_loop_was_blocked_is_taken() -> None:
     """A cell that blocks the loop, or a paused process, for longer than the time-out loses no reply that is here."""
 
     async def ask_and_block(provider: Provider) -> Reply:
