@@ -1,4 +1,4 @@
-"""Anthropic's messages API over our own HTTP client; what a request says is in `anthropic_request`."""
+"""Anthropic's messages API over our own HTTP client; `anthropic_request` writes the requests."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _ADVICE = {**ADVICE, 405: "this is not an address of Anthropic's messages API; c
 
 
 def connect_anthropic(spec: ModelSpec, name: str) -> ChatModel:
-    """The model that Anthropic calls `name`.
+    """Connect the model that Anthropic calls `name`.
 
-    `settings` that it has:
+    Its `settings`:
 
-    - `structured_output`: `"json_schema"`, `"tool"` or `"words"`; by default what the model has.
+    - `structured_output`: `"json_schema"`, `"tool"` or `"words"`; by default the first that the model supports.
     - `extra_headers`: further headers, such as `anthropic-beta`; `api_version`: the value of `anthropic-version`.
     - `drop_params`: `True` to leave out parameters that the API or the model does not take; by default an error.
     """
@@ -54,7 +54,7 @@ def anthropic_endpoint(spec: ModelSpec) -> Endpoint:
 
 
 class _AnthropicModel(HttpModel):
-    """A model of Anthropic's, held to schemas in the way that it takes."""
+    """A model of Anthropic's."""
 
     def __init__(self, spec: ModelSpec, fields: Mapping[str, Json], structure: Structure) -> None:
         self._fields, self._structure = fields, structure
@@ -67,7 +67,7 @@ class _AnthropicModel(HttpModel):
         return f"Anthropic({self._fields['model']!r})"
 
     async def __call__(self, call: Call) -> Reply:
-        """Ask once; see `ChatModel`. A refusal of the schema costs nothing, and the next way is taken."""
+        """Ask once; see `ChatModel`. If the API refuses the schema, at no cost, ask again in the next way."""
         while True:
             structure = self._structure
             try:
@@ -75,7 +75,7 @@ class _AnthropicModel(HttpModel):
             except ProviderError as error:
                 if call.json_schema is None or not _refuses_schema(error, structure):
                     raise
-                if self._structure == structure:  # another call may have learnt it meanwhile
+                if self._structure == structure:  # otherwise another call has changed it meanwhile
                     may_use_tool = structure == "json_schema" and may_force_tool(self._fields)
                     self._structure = "tool" if may_use_tool else "words"
             else:
@@ -93,11 +93,12 @@ _TOOL_REFUSED = re.compile(r"\btools?\b|tool_choice|schema", re.IGNORECASE)
 
 
 def _refuses_schema(error: ProviderError, structure: Structure) -> bool:
-    """Whether a call was refused, at no cost, for the way in which the schema was sent."""
+    """Whether a call was refused, at no cost, because of the way in which the schema was sent."""
     if structure == "words" or not isinstance(error, FatalError | RefusedError) or error.fault in ("row", "size"):
         return False
-    said = error.refusal if isinstance(error, FatalError) else str(error)
-    return (_FORMAT_REFUSED if structure == "json_schema" else _TOOL_REFUSED).search(said) is not None
+    refusal = error.refusal if isinstance(error, FatalError) else str(error)
+    pattern = _FORMAT_REFUSED if structure == "json_schema" else _TOOL_REFUSED
+    return pattern.search(refusal) is not None
 
 
 # -- replies -------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Requests to Anthropic's messages API: fields, blocks of text, schema, thinking and cache breakpoint.
 
-By Anthropic's API reference and SDK. The system text, the examples and the row are separate blocks; the last block that
-is the same in every call has the breakpoint of the prompt cache. A schema is sent as `output_config.format`, or as a
-tool that the model must call where it has no such format; a schema that neither can express, such as a mapping with any
-keys, is put into the prompt, since a closed object would come back empty. The bound on output tokens, thinking
+They follow Anthropic's API reference and SDK. The system text, the examples and the row are separate blocks; the last
+block that is the same in every call has the breakpoint of the prompt cache. A schema is sent as `output_config.format`,
+or as a tool that the model must call if it lacks that format. A schema that neither can express, such as a mapping with
+any keys, is put into the prompt, since a closed object would come back empty. The limit on output tokens, thinking
 included, is always sent, since the API requires it.
 """
 
@@ -33,27 +33,28 @@ from ondine_core.types.media import MediaMap
 from ondine_core.types.values import Call, Json, ModelSpec
 
 Structure: TypeAlias = Literal["json_schema", "tool", "words"]
-"""How a model is held to a schema: by the API's output format, by a tool that it must call, or by words."""
+"""What holds a model to a schema: the API's output format, a tool that it must call, or the prompt."""
 
 TOOL: Final = "answer"
 """The name of that tool."""
+_TOOL_USE = "Takes the answer."
 
 _ADDRESS = "https://api.anthropic.com"
 _ADDRESSES, _KEYS = ("ANTHROPIC_API_BASE", "ANTHROPIC_BASE_URL"), ("ANTHROPIC_API_KEY",)
 _TOKENS = ("ANTHROPIC_AUTH_TOKEN",)
 _API_VERSION = "2023-06-01"
-"""Later versions take no `temperature`, not even of models that have one."""
+"""Later versions refuse `temperature`, even for models that have one."""
 _SETTINGS = ("api_version", "drop_params", "extra_headers", "structured_output")
 _SUBSET: Final = SchemaSubset(constraints=False)
 _MAX_TOKENS = 4096
-"""For a model of which the price list knows no bound: what every Claude can write."""
+"""The limit for a model that the price list has none for: every Claude can write that much."""
 
 
 # -- address, key and headers --------------------------------------------------------------------------------------
 
 
 def find_anthropic_address(spec: ModelSpec) -> str:
-    """Where messages are posted; `base_url` is the root of the API, with or without `/v1`."""
+    """The address to which messages are posted; `base_url` is the root of the API, with or without `/v1`."""
     base_url = spec.base_url or first_set(_ADDRESSES) or _ADDRESS
     check_root(base_url)
     root = base_url.rstrip("/").removesuffix("/messages").removesuffix("/v1")
@@ -62,25 +63,28 @@ def find_anthropic_address(spec: ModelSpec) -> str:
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 """A token of RFC 9110, section 5.6.2, in lower case."""
-_OF_EACH_CALL = ("content-length", "transfer-encoding", "x-request-id")
+_CLIENT_HEADERS = ("content-length", "transfer-encoding", "x-request-id")
 """Headers that the client writes itself."""
 
 
 def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
-    """The header that proves who calls; none for an address of the user's without a key."""
-    given = api_key_of(spec)
-    if given or spec.base_url is not None:  # its own key goes to the provider only
-        return {"x-api-key": given} if given else {}
+    """The header that identifies the caller; empty for a `base_url` without a key."""
+    own_key = api_key_of(spec)
+    if own_key or spec.base_url is not None:  # keys of the environment go to the provider only
+        return {"x-api-key": own_key} if own_key else {}
     key = first_set(_KEYS)
-    found = key or first_set(_TOKENS)
-    if found is None:
+    if key is not None:
+        check_header(_KEYS[0], key)
+        return {"x-api-key": key}
+    token = first_set(_TOKENS)
+    if token is None:
         raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {_KEYS[0]}.")
-    check_header(_KEYS[0] if key else _TOKENS[0], found)
-    return {"x-api-key": found} if key else {"Authorization": f"Bearer {found}"}
+    check_header(_TOKENS[0], token)
+    return {"Authorization": f"Bearer {token}"}
 
 
 def plain_headers(spec: ModelSpec) -> Mapping[str, str]:
-    """The headers of every call that are not secret: the version of the API, and those of the settings."""
+    """The headers of every call that are not secret: the version of the API, and `extra_headers` of the settings."""
     extra = spec.settings.get("extra_headers") or {}
     if not isinstance(extra, Mapping):
         raise ConfigError(f"settings: extra_headers={extra!r} is not a mapping of names to values.")
@@ -90,7 +94,7 @@ def plain_headers(spec: ModelSpec) -> Mapping[str, str]:
     for name, value in headers.items():
         if name in keys:
             raise ConfigError(f"settings: extra_headers: the header {name!r} has the key; set api_key instead.")
-        if name in _OF_EACH_CALL:
+        if name in _CLIENT_HEADERS:
             raise ConfigError(f"settings: extra_headers: the header {name!r} differs from call to call; leave it out.")
         if not _HEADER_NAME.fullmatch(name):
             raise ConfigError(f"settings: extra_headers: {name!r} is not the name of a header.")
@@ -109,7 +113,7 @@ _UNKNOWN: Mapping[str, str] = {
     "response_format": "the output's types say how a reply looks",
     "web_search_options": "name the tool in params tools",
 }
-"""Fields of OpenAI's dialect that this API does not have, and what else there is to say."""
+"""Fields of OpenAI's dialect that this API does not have, with a hint or `""`."""
 _SAMPLING = ("temperature", "top_p", "top_k")
 
 
@@ -129,14 +133,14 @@ def fixed_fields(spec: ModelSpec, name: str) -> dict[str, Json]:
 
 
 def _rename_fields(fields: Mapping[str, Json], spec: ModelSpec) -> dict[str, Json]:
-    """`fields` under the names of this API; what it does not have is an error, or left out if the user says so."""
+    """`fields` under the names of this API; a field that it lacks is an error, or left out with `drop_params`."""
     own: dict[str, Json] = {}
     for name, value in fields.items():
         if name in _UNKNOWN:
             if not spec.settings.get("drop_params"):
-                also = f": {_UNKNOWN[name]}" if _UNKNOWN[name] else ""
+                hint = f": {_UNKNOWN[name]}" if _UNKNOWN[name] else ""
                 raise ConfigError(
-                    f"params: Anthropic's API has no {name!r}{also}. Remove it, or leave out all such by settings "
+                    f"params: Anthropic's API has no {name!r}{hint}. Remove it, or leave out all such by settings "
                     "drop_params=true."
                 )
         elif name == "stop":
@@ -149,19 +153,18 @@ def _rename_fields(fields: Mapping[str, Json], spec: ModelSpec) -> dict[str, Jso
 
 
 def _check_sampling(fields: dict[str, Json], spec: ModelSpec, entry: Mapping[str, Any] | None) -> None:
-    """Take out a temperature that says nothing, and refuse those that every call would be refused for."""
+    """Remove a temperature that changes nothing, and refuse sampling fields for which every call would be refused."""
     temperature = fields.get("temperature")
     if entry is not None and entry.get("supports_sampling_params") is False:
         if temperature == 1:
-            del fields["temperature"]  # the only one there is
-        given = [name for name in _SAMPLING if name in fields]
-        if given and not spec.settings.get("drop_params"):
-            raise ConfigError(
-                f"{given[0]}={fields[given[0]]!r}: {spec.model!r} does not take it; leave it out, or leave out all "
-                "such by settings drop_params=true."
-            )
-        for name in given:
-            del fields[name]
+            del fields["temperature"]  # 1 is the only one that such a model has
+        for name in _SAMPLING:
+            if name in fields and not spec.settings.get("drop_params"):
+                raise ConfigError(
+                    f"{name}={fields[name]!r}: {spec.model!r} does not take it; leave it out, or leave out all "
+                    "such by settings drop_params=true."
+                )
+            fields.pop(name, None)
     elif temperature not in (None, 1) and _thinks(fields):
         raise ConfigError(f"temperature={temperature!r}: {spec.model!r} takes 1 only while it thinks; leave it out.")
 
@@ -174,14 +177,14 @@ def _thinks(fields: Mapping[str, Json]) -> bool:
 # -- thinking ------------------------------------------------------------------------------------------------------
 
 _BUDGETS: Mapping[str, int] = {"minimal": 1024, "low": 1024, "medium": 2048, "high": 4096, "xhigh": 8192, "max": 16384}
-"""Tokens of thinking by effort, for models that take a number of tokens; those that litellm asks for, and asked for."""
+"""Tokens of thinking by effort, for models that take a number of tokens; the same as litellm's."""
 _EFFORTS = ("none", *_BUDGETS)
 
 
 def _set_effort(
     fields: dict[str, Json], effort: Json, max_tokens: int, spec: ModelSpec, entry: Mapping[str, Any] | None
 ) -> None:
-    """Say how much the model thinks, as this model takes it: as an effort, or as a number of tokens."""
+    """Set how long the model thinks, in the form that it takes: an effort, or a number of tokens."""
     wrong = f"reasoning_effort={effort!r} of {spec.model!r}"
     if effort not in _EFFORTS:
         raise ConfigError(f"{wrong} is not one of {', '.join(map(repr, _EFFORTS))}.")
@@ -215,17 +218,17 @@ def _set_effort(
 
 
 def structure_of(spec: ModelSpec, fields: Mapping[str, Json]) -> Structure:
-    """How the model is held to a schema: as the user says, else as the price list says of the model."""
+    """What holds the model to a schema: the user's setting, else by the price list."""
     chosen = setting_of(spec, "structured_output", get_args(Structure))
     entry = find_entry(spec.listed_as)
-    # A model that is not in the list is more likely new than old, and so has the output format.
+    # A model that is not in the list is probably new and has the output format.
     has_format = entry is None or bool(entry.get("supports_native_structured_output"))
     structure: Structure = chosen or ("json_schema" if has_format else "tool")
     return "words" if structure == "tool" and not may_force_tool(fields) else structure
 
 
 def may_force_tool(fields: Mapping[str, Json]) -> bool:
-    """Whether a request with `fields` can make a model call one tool: not while it thinks, nor beside other tools."""
+    """Whether a request with `fields` can force a call of one tool: not while the model thinks, or with other tools."""
     return not _thinks(fields) and "tools" not in fields and "tool_choice" not in fields
 
 
@@ -233,32 +236,30 @@ def may_force_tool(fields: Mapping[str, Json]) -> bool:
 
 
 def cache_mark(spec: ModelSpec) -> Mapping[str, str]:
-    """What marks the end of the part that all calls have in common; it is kept for five minutes by default."""
+    """The mark at the end of the part that all calls have in common; it is cached for five minutes by default."""
     return {"type": "ephemeral", "ttl": "1h"} if spec.prompt_cache == "1h" else {"type": "ephemeral"}
 
 
 def message_body(fixed: Mapping[str, Json], call: Call, structure: Structure, mark: Mapping[str, str]) -> bytes:
-    """A call as a request with the fields of `fixed`; `mark` ends the part to be cached, if the call has one."""
+    """`call` as a request that also has the fields `fixed`; `mark` ends the part to be cached, if the call has one."""
     schema = None
-    if call.json_schema is not None:
-        schema = None if structure == "words" else strict_schema(call.json_schema, _SUBSET)
-        call = call if schema is not None else with_schema_in_prompt(call)
-    body = dict(fixed)
+    if call.json_schema is not None and structure != "words":
+        schema = strict_schema(call.json_schema, _SUBSET)
+    if schema is None:
+        call = with_schema_in_prompt(call)
     *before, row = call.messages
     start, rest = row.content[: call.fixed_chars], row.content[call.fixed_chars :]
-    in_row = call.cache_prefix and bool(start.strip() and rest.strip())
-    blocks = [_blocks(message.content, call.media) for message in before]
-    if blocks and call.cache_prefix and not in_row:
-        blocks[-1][-1]["cache_control"] = mark
-    has_system = bool(before) and before[0].role == "system"
-    if has_system:
-        body["system"] = blocks[0]
-    messages = [{"role": message.role, "content": shown} for message, shown in zip(before, blocks, strict=True)][
-        has_system:
-    ]
     content: Json = _blocks(row.content, call.media) if call.media else row.content
-    if in_row:
+    messages: list[Json] = [
+        {"role": message.role, "content": _blocks(message.content, call.media)} for message in before
+    ]
+    if call.cache_prefix and start.strip() and rest.strip():
         content = [{**_block(start), "cache_control": mark}, *_blocks(rest, call.media)]
+    elif call.cache_prefix and messages:
+        messages[-1]["content"][-1]["cache_control"] = mark
+    body = dict(fixed)
+    if before and before[0].role == "system":
+        body["system"] = messages.pop(0)["content"]
     body["messages"] = [*messages, {"role": row.role, "content": content}]
     if schema is not None and structure == "json_schema":
         form = {"type": "json_schema", "schema": orjson.Fragment(schema)}
@@ -267,9 +268,6 @@ def message_body(fixed: Mapping[str, Json], call: Call, structure: Structure, ma
         body["tools"] = [{"name": TOOL, "description": _TOOL_USE, "input_schema": orjson.Fragment(schema)}]
         body["tool_choice"] = {"type": "tool", "name": TOOL, "disable_parallel_tool_use": True}
     return orjson.dumps(body)
-
-
-_TOOL_USE = "Takes the answer."
 
 
 def _blocks(text: str, media: MediaMap) -> list[dict[str, Json]]:

@@ -1,8 +1,9 @@
 """Azure OpenAI: OpenAI's dialect at the user's own addresses, with a key, a token or an identity.
 
-`azure/<deployment>` names a deployment. With several regions, a call that one refused at no cost (too many calls,
-overload, out of reach) goes to the next at once, and that region is not asked for as long as it demands; a call that
-may have been billed goes to no other region by itself. Calls return to the chosen region as soon as it takes them.
+`azure/<deployment>` names a deployment. With several regions, a call that one region refused at no cost (too many
+calls, overload, no connection) goes to the next one at once, and the first is not asked again for as long as it
+demands. A call that may have been billed is not repeated in another region. Calls return to the preferred region as
+soon as it takes them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
 
 _API_VERSION = "2024-10-21"
-"""The last dated version that is not a preview; it knows structured output."""
+"""The last dated version that is not a preview; it has structured output."""
 _UNDATED = ("v1", "preview")
 _OWN_HOSTS = (".azure.com", ".azure.us", ".azure.cn")
 """Hosts of Azure OpenAI itself; any other may be a gateway that translates chat completions."""
@@ -42,7 +43,7 @@ _SETTINGS = (
 _ENDPOINT = ("AZURE_OPENAI_ENDPOINT",)
 _VERSION = ("AZURE_OPENAI_API_VERSION",)
 _REGION = ("AZURE_OPENAI_REGION",)
-# These call the bound on output tokens max_completion_tokens and refuse its old name; older ones know only that.
+# These models refuse max_tokens, the old name of max_completion_tokens; older ones know only the old name.
 _REASONING = re.compile(r"(?:^|[^a-z0-9])(?:o[1-9]|gpt-?[5-9])")
 _SET_ASIDE_S = 10.0
 
@@ -54,9 +55,9 @@ def connect_azure(
     credential: Credential | None = None,
     now: Callable[[], float] = time.time,
 ) -> ChatModel:
-    """The deployment `name`.
+    """Connect the deployment `name`.
 
-    `settings`, of which none is needed:
+    Its `settings`, which are all optional:
 
     - `api_version`: by default the variable AZURE_OPENAI_API_VERSION, else the latest that is not a preview.
     - `managed_identity`: `True` to call as the identity of this host; `client_id` names a user-assigned one.
@@ -69,25 +70,25 @@ def connect_azure(
     the wall clock for their expiry. The endpoint is `base_url` or AZURE_OPENAI_ENDPOINT, the key `api_key` or
     AZURE_OPENAI_API_KEY.
     """
-    found = find_deployment(spec, name, credential=credential, now=now)
-    access, version = found.access, found.version
-    path = "v1" if found.is_versionless else f"deployments/{quote(name, safe='')}"
-    fixed = {"model": name} if found.is_versionless else {}
+    deployment = find_deployment(spec, name, credential=credential, now=now)
+    access, version = deployment.access, deployment.version
+    path = "v1" if deployment.is_versionless else f"deployments/{quote(name, safe='')}"
+    fixed = {"model": name} if deployment.is_versionless else {}
 
     def model_at(root: str) -> OpenAIModel:
         url = f"{root}/{path}/chat/completions?api-version={quote(version)}"
         endpoint = Endpoint(url, spec.max_call_s, access.headers, advice=access.advice)
-        return OpenAIModel(endpoint, spec, fixed, found.form)
+        return OpenAIModel(endpoint, spec, fixed, deployment.form)
 
-    models = {region: model_at(root) for region, root in found.roots.items()}
+    models = {region: model_at(root) for region, root in deployment.roots.items()}
     return _Azure(name, models, access)
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """How a deployment is reached.
+    """How to reach a deployment.
 
-    `roots` has the address of the API, up to `/openai`, by region; the first one is asked first.
+    `roots` are the addresses of the API, up to `/openai`, by region; the first one is preferred.
     """
 
     access: Access
@@ -97,7 +98,7 @@ class Deployment:
 
     @property
     def is_versionless(self) -> bool:
-        """Whether the version is of the API whose addresses do not name deployments."""
+        """Whether addresses of this version of the API have no deployment in them."""
         return self.version in _UNDATED
 
 
@@ -108,7 +109,7 @@ def find_deployment(
     credential: Credential | None = None,
     now: Callable[[], float] = time.time,
 ) -> Deployment:
-    """How the deployment `name` is reached; the arguments are those of `connect_azure`."""
+    """How to reach the deployment `name`; the arguments are those of `connect_azure`."""
     check_settings(spec, _SETTINGS)
     access = choose_access(spec, credential, now)
     version = str(spec.settings.get("api_version") or first_set(_VERSION) or _API_VERSION)
@@ -138,7 +139,7 @@ def _root(endpoint: str) -> str:
 
 
 def _endpoints(spec: ModelSpec) -> dict[str, str]:
-    """The endpoints by region, the one to ask first first; without regions there is one that has no name."""
+    """The endpoints by region, the preferred one first; without regions the only endpoint has the name `""`."""
     regions, chosen = spec.settings.get("regions"), spec.settings.get("region")
     if regions is None:
         if chosen is not None:
@@ -156,10 +157,11 @@ def _endpoints(spec: ModelSpec) -> dict[str, str]:
         )
     for region, endpoint in regions.items():
         check_address(str(endpoint), f"regions[{region!r}]" if region else "base_url")
-    if "" not in regions and (first := chosen or first_set(_REGION)):
-        if first not in regions:
-            raise ConfigError(f"region={first!r} is not one of the regions: {', '.join(map(repr, regions))}.")
-        regions = {first: regions[first], **regions}
+    preferred = chosen or first_set(_REGION)
+    if preferred and "" not in regions:
+        if preferred not in regions:
+            raise ConfigError(f"region={preferred!r} is not one of the regions: {', '.join(map(repr, regions))}.")
+        regions = {preferred: regions[preferred], **regions}
     return {str(region): str(endpoint) for region, endpoint in regions.items()}
 
 
@@ -201,7 +203,7 @@ class _Azure:
         raise min(failures, key=lambda error: error.retry_after_s or 0.0)
 
     def _order(self) -> list[str]:
-        """The regions that take calls, the preferred one first; if none does, the one that is first to do so again."""
+        """The regions that take calls, the preferred one first; if none does, the one that will be the first to."""
         now = time.monotonic()
         free = [region for region, free_at in self._free_at.items() if free_at <= now]
         return free or [min(self._free_at, key=self._free_at.__getitem__)]
@@ -211,7 +213,7 @@ class _Azure:
             self._free_at[region] = time.monotonic() + seconds
 
     async def aclose(self) -> None:
-        """Close the connections, and what the access holds."""
+        """Close the connections and the access."""
         for model in self._models.values():
             await model.aclose()
         await self._access.aclose()

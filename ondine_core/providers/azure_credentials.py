@@ -1,7 +1,7 @@
 """Credentials of calls to Azure OpenAI: a managed identity, a token fetched beforehand, or a key.
 
-A managed identity's token expires during a long run, so it is fetched again before that, once for all calls; while the
-old one is valid, no call waits for the new one.
+A managed identity's token would expire during a long run, so it is renewed earlier, once for all calls. No call waits
+for the new token while the old one is valid.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RENEW_SHARE = 0.2
 
 
 class Token(Protocol):
-    """What a credential gives: the token, and when it expires in seconds since the epoch."""
+    """A token as a credential returns it."""
 
     @property
     def token(self) -> str:
@@ -45,11 +45,11 @@ class Token(Protocol):
 
     @property
     def expires_on(self) -> float:
-        """Seconds since the epoch."""
+        """The time of its expiry, in seconds since the epoch."""
 
 
 class Credential(Protocol):
-    """Whatever can fetch tokens, as the credentials of azure-identity can."""
+    """An object that fetches tokens, such as a credential of azure-identity."""
 
     def get_token(self, *scopes: str) -> Token:
         """A token for `scopes`; it may block."""
@@ -61,9 +61,9 @@ async def _close_nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One way to prove to the provider who calls.
+    """A way to identify the caller to Azure.
 
-    `headers` makes those of the next call; `advice` says what to do about the statuses of a refusal.
+    `headers` returns the headers of the next call; `advice` says what to do about each status of a refusal.
     """
 
     headers: SecretHeaders
@@ -73,7 +73,11 @@ class Access:
 
 
 def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[[], float]) -> Access:
-    """The first way that is configured: managed identity, then a token, then a key."""
+    """The first configured way: a managed identity, a token, or a key.
+
+    Raises:
+        ConfigError: None is configured, or a setting is not valid.
+    """
     settings, identity = spec.settings, spec.settings.get("managed_identity", False)
     if not isinstance(identity, bool):
         raise ConfigError(f"settings: managed_identity={identity!r} is neither true nor false.")
@@ -111,7 +115,7 @@ def _by_identity(spec: ModelSpec, credential: Credential | None, now: Callable[[
 
 
 class _Tokens:
-    """One token for all calls."""
+    """Fetches and renews one token for all calls."""
 
     def __init__(
         self, credential: Credential | None, client_id: str | None, timeout_s: float, now: Callable[[], float]
@@ -120,14 +124,14 @@ class _Tokens:
         self._client_id = client_id
         self._timeout_s = timeout_s
         self._now = now
-        self._given = credential is not None
+        self._is_callers = credential is not None
         self._token = ""
         self._expires_at = 0.0
         self._renew_at = 0.0
         self._fetching: asyncio.Task[None] | None = None
 
     async def headers(self) -> Mapping[str, str]:
-        """With a token that is good now."""
+        """The headers of the next call, with a valid token."""
         is_elsewhere = self._fetching is not None and self._fetching.get_loop() is not asyncio.get_running_loop()
         if self._now() >= self._renew_at and (self._fetching is None or is_elsewhere):
             self._fetching = asyncio.create_task(self._fetch())
@@ -143,19 +147,19 @@ class _Tokens:
         except TimeoutError:
             raise TransientError(f"Azure gave no token within {self._timeout_s:g} s.", kind="overloaded") from None
         except (FatalError, TransientError) as error:
-            raise type(error)(str(error)) from None  # each call has an error of its own, which the retry loop counts on
+            raise type(error)(str(error)) from None  # the retry loop needs an error object of its own for each call
 
     def _fetched(self, task: asyncio.Task[None]) -> None:
         if self._fetching is task:
             self._fetching = None
         if not task.cancelled():
-            task.exception()  # a waiter raises it; with a token that is still good, there is none
+            task.exception()  # mark it as retrieved: nothing waits for the task while the old token is valid
 
     async def _fetch(self) -> None:
         asked_at = self._now()
         try:
-            token = await asyncio.to_thread(self._get)
-        except Exception as error:  # noqa: BLE001  (credentials raise what they like)
+            token = await asyncio.to_thread(self._get_token)
+        except Exception as error:  # noqa: BLE001  (credentials raise any error)
             failure: FatalError | TransientError = _no_token(error)
         else:
             check_header("The token that Azure gave", token.token)
@@ -165,7 +169,7 @@ class _Tokens:
             return
         raise failure
 
-    def _get(self) -> Token:
+    def _get_token(self) -> Token:
         if self._credential is None:
             from azure.identity import DefaultAzureCredential
 
@@ -177,14 +181,14 @@ class _Tokens:
         if self._fetching is not None:
             self._fetching.cancel()
         close: Any = getattr(self._credential, "close", None)
-        if close is not None and not self._given:
+        if close is not None and not self._is_callers:
             await asyncio.to_thread(close)
 
 
 def _no_token(error: Exception) -> FatalError | TransientError:
     quoted, kinds = quotable(str(error), Call(()), ()), {kind.__name__ for kind in type(error).__mro__}
     what = f"Azure gave no token for the managed identity ({type(error).__name__}){quoted}"
-    # By name: a credential of the user's own may well raise it without azure-core being here.
+    # By name, since azure-core need not be installed for a credential of the user's own.
     if kinds & {"ClientAuthenticationError", "ImportError"}:
         return FatalError(
             f"{what}: give this host an identity, name a user-assigned one by settings client_id, or run az login."

@@ -1,8 +1,8 @@
-"""Decides what a reply cost, from what the provider says and from the most it can cost.
+"""Decides what a reply cost, from the provider's figures and the most that the call can cost.
 
-A cost that the provider states is taken. Otherwise tokens are priced; where their counts are missing or contradict each
-other, the call is charged at its bound, or at what the counts prove if that is more. A figure that cannot be true is a
-mistake of a server: it costs no answer, ends no run, and is never taken for 0.
+A cost that the provider states is used. Otherwise tokens are priced; if their counts are missing or contradict each
+other, the call is charged at its bound, or at the certain part of the counts if that is more. A figure that cannot be
+true is a mistake of a server: it loses no answer, ends no run, and is never taken for 0.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ MAX_USD = Decimal(1000)
 
 
 class Charge(NamedTuple):
-    """USD that a call is charged, `None` if nothing is known of it; `at_most` if the true cost may be less."""
+    """USD that a call is charged, `None` if that is not known; `at_most` if the true cost may be less."""
 
     usd: Decimal | None
     at_most: bool = False
 
 
 def decide_charge(usage: Usage, stated_usd: Decimal | None, price: Price | None, bound_usd: Decimal | None) -> Charge:
-    """What a call is charged.
+    """The charge for a call.
 
-    `usage` is as `check_usage` returns it, `bound_usd` the most that the call can cost; `None` stands for what is not
-    known.
+    `usage` comes from `check_usage`, and `bound_usd` is the most that the call can cost; `None` means not known.
     """
     is_stated = stated_usd is not None and stated_usd.is_finite() and 0 <= stated_usd <= MAX_USD
-    # A 0 beside counts that are missing is what gateways write that do not know.
+    # Gateways that do not know a cost write 0, often without counts.
     if is_stated and (stated_usd or usage.is_complete):
         return Charge(stated_usd)
     if price is None:
@@ -50,24 +49,31 @@ def decide_charge(usage: Usage, stated_usd: Decimal | None, price: Price | None,
 
 
 def check_usage(usage: Usage | None, text: str) -> Usage:
-    """`usage` of a reply with this text if it can be true, else what is left of it, marked as incomplete."""
+    """`usage` of a reply with this text if it can be true, else its plausible part, marked as incomplete."""
     if usage is None:
         return Usage(is_complete=False)
-    counts = (usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.cache_write_tokens)
-    others = (usage.reasoning_tokens, usage.unexplained_tokens)
-    if not all(map(is_count, (*counts, *others, usage.cache_write_1h_tokens))):
-        return _least_of(usage)
-    if usage.cache_write_1h_tokens > usage.cache_write_tokens:
-        return _least_of(usage)
-    is_given = usage.input_tokens > 0 and (usage.output_tokens > 0 or not text)
-    has_room = usage.cached_input_tokens + usage.cache_write_tokens <= usage.input_tokens
-    if is_given and has_room and sum(others) <= usage.output_tokens:
-        return usage
-    return _least_of(usage)
+    counts = (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_input_tokens,
+        usage.cache_write_tokens,
+        usage.cache_write_1h_tokens,
+        usage.reasoning_tokens,
+        usage.unexplained_tokens,
+    )
+    if not all(map(is_count, counts)):
+        return _plausible_part(usage)
+    is_reported = usage.input_tokens > 0 and (usage.output_tokens > 0 or not text)
+    adds_up = (
+        usage.cached_input_tokens + usage.cache_write_tokens <= usage.input_tokens
+        and usage.cache_write_1h_tokens <= usage.cache_write_tokens
+        and usage.reasoning_tokens + usage.unexplained_tokens <= usage.output_tokens
+    )
+    return usage if is_reported and adds_up else _plausible_part(usage)
 
 
-def _least_of(usage: Usage) -> Usage:
-    """What of `usage` can be true."""
+def _plausible_part(usage: Usage) -> Usage:
+    """`usage` without impossible counts, each total at least the sum of its parts."""
     read, written = _sane(usage.cached_input_tokens), _sane(usage.cache_write_tokens)
     thought, unexplained = _sane(usage.reasoning_tokens), _sane(usage.unexplained_tokens)
     sent = max(_sane(usage.input_tokens), read + written)

@@ -1,8 +1,8 @@
-"""What fits into one call: the model's window, the bound on its reply, and how much a row takes of both.
+"""What fits into one call: the model's window, the limit of its reply, and how much a row takes of both.
 
-Limits come from `model_data`, by way of `pricing`. What is not listed is not limited here: the provider decides, and a
-call it refuses is asked again in halves. All counts are estimates on the safe side: one that is too high makes a call
-smaller than necessary, one that is too low makes it fail.
+Limits come from the price list (`model_data`). A model that is not listed is not limited here: its provider decides,
+and a refused call is asked again in halves. Counts are estimated rather too high: that makes a call smaller than
+necessary, while one that is too low makes it fail.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ _MAX_ROWS = 100
 
 
 def get_context_limit(model: str) -> int | None:
-    """The most tokens that `model`, named as in `openai/gpt-4o-mini`, takes in; `None` when that is not known.
+    """The most tokens of a prompt and its reply for `model`, named as in `openai/gpt-4o-mini`; `None` if not known.
 
-    For many models the file means prompt and reply together, for some the prompt alone. It is taken for both together,
-    which never promises room that is not there.
+    For some models the price list has the limit of the prompt alone. It is used for both together, which is safe.
     """
     entry = find_entry(model) or {}
-    # Old entries have but one figure, which the file's legend says to take instead.
+    # Old entries have only `max_tokens`, to be used then by the price list's legend.
     return _whole(entry.get("max_input_tokens")) or _whole(entry.get("max_tokens"))
 
 
 def get_output_limit(spec: ModelSpec) -> int | None:
-    """The most tokens that one reply can have: what the user allows and what the model can, whichever is less."""
-    known = [limit for limit in (spec.max_output_tokens, _whole(find_max_output_tokens(spec.listed_as))) if limit]
-    return min(known, default=None)
+    """The most tokens that one reply can have: the smaller of the user's and the model's limit; `None` without both."""
+    limits = (spec.max_output_tokens, _whole(find_max_output_tokens(spec.listed_as)))
+    return min(filter(None, limits), default=None)
 
 
 def _whole(figure: Any) -> int | None:
@@ -53,19 +52,19 @@ def _whole(figure: Any) -> int | None:
 
 _BYTES_A_TOKEN = 2
 TOKENS_A_MESSAGE = 8
-"""What frames a message of a chat: by OpenAI's account three or four with its models; twice that to be safe."""
+"""Tokens that a chat format adds to a message: three or four by OpenAI's documentation; twice that to be safe."""
 USUAL_TOKENS_A_MESSAGE = 4
-"""The same for an estimate, which should be near and not safe."""
+"""The same for estimates, which should be close rather than safe."""
 MAX_TOKENS_A_MESSAGE = 16
-"""The same for a bound on what a call can cost: more than any chat format adds."""
+"""The same for a bound on the cost of a call: more than any chat format adds."""
 
 
 def estimate_tokens(text: str) -> int:
     """Estimate the tokens of `text` for any model: half the number of its bytes in UTF-8.
 
-    Measured with the encodings of GPT-3.5 to GPT-5, prose has 2.4 to 10 bytes a token in any of ten languages, code 4
-    and JSON 2.1. Random characters have down to 1.1: a call of nothing but hashes and pictographs may turn out twice as
-    long as estimated.
+    Measured with the encodings of GPT-3.5 to GPT-5, prose in ten languages has 2.4 to 10 bytes a token, code 4 and JSON
+    2.1. Random characters have as few as 1.1, so a call with only hashes and pictographs may have twice as many tokens
+    as estimated.
     """
     return -(-utf8_length(text) // _BYTES_A_TOKEN)
 
@@ -79,19 +78,18 @@ _FORMATS: Mapping[str, Json] = {"date": "2026-01-01", "date-time": "2026-01-01T0
 
 
 def estimate_answer_tokens(json_schema: bytes | None, count: Callable[[str], int] = estimate_tokens) -> int:
-    """Tokens that one answer in a batch is expected to take, until answers have been seen: those of a made-up one."""
+    """Tokens expected of one answer in a batch before the first reply: those of a made-up answer."""
     return max(1, count(make_up_answer(json_schema)))
 
 
 def make_up_answer(json_schema: bytes | None, rank: float = 1.0, texts: float = 1.0) -> str:
-    """An answer in a batch, as long as answers of this schema may be expected to be.
+    """An answer in a batch, as JSON, of the length to expect with this schema.
 
-    A choice is its longest option, a text has 120 characters (400 if it is all that is asked for, or `maxLength` if
-    that is less), a list three items (or `maxItems` if that is less), and numbers and dates are as long as they usually
-    are.
+    A choice is its longest option, a text has 120 characters (400 without a schema; `maxLength` if that is less), a
+    list has three items (`maxItems` if that is less), and numbers and dates have their usual lengths.
 
-    `rank` says which option of a choice is taken, by length (0 the shortest, 0.5 the middle one, 1 the longest);
-    `texts` is a factor for the length of texts.
+    `rank` selects the option of a choice by length (0 the shortest, 0.5 the middle one, 1 the longest); `texts` is a
+    factor for the length of texts.
     """
     usual = _FREE_TEXT if json_schema is None else _TEXT
 
@@ -134,16 +132,16 @@ def _made_up(  # noqa: PLR0911  (one case a kind)
 
 @dataclass(frozen=True, slots=True)
 class CallCapacity:
-    """What a call has room for.
+    """The limits of a call, and how much of them it takes.
 
     Args:
         window_tokens: Most tokens of prompt and reply together, `None` if unknown.
         output_tokens: Most tokens of a reply, `None` if unknown.
         fixed_tokens: Tokens of a call before its first row.
         answer_tokens: Tokens expected of one answer.
-        reserved_tokens: Tokens that the request itself sets aside for the reply, however long that gets.
-        weigh: Tokens that a prompt adds to a call.
-        bound: The most tokens that it can add, if that is found sooner.
+        reserved_tokens: Tokens that the request reserves for the reply, whatever its length.
+        weigh: Counts the tokens that a prompt adds to a call.
+        bound: An upper bound on these tokens that is faster to compute; `None` if there is none.
         media: How many images and documents a request may carry, `None` if the prompt has none.
         media_bytes: Bytes of a call before its first row.
         media_images: Images of a call before its first row.
@@ -173,34 +171,38 @@ class CallCapacity:
 def learn_answer_tokens(capacity: CallCapacity, rows: int, output_tokens: int, *, cut: bool = False) -> CallCapacity:
     """`capacity` after a reply: a longer answer than expected counts at once, a shorter one gradually.
 
-    `output_tokens` is 0 if the provider does not say how long the reply was; one that was `cut` would have been longer.
+    `output_tokens` is 0 if the provider does not report the length of the reply; `cut` says that the reply was cut.
     """
     if not output_tokens:
         return capacity
-    # A quarter is added since rows differ; a cut reply would have been longer by an unknown amount.
+    # A quarter is added since rows differ; a cut reply is doubled, since its full length is not known.
     seen = -(-output_tokens * (8 if cut else 5) // (rows * 4))
-    gap = seen - capacity.answer_tokens
-    return replace(capacity, answer_tokens=max(1, capacity.answer_tokens + (gap if gap > 0 else int(gap / 8))))
+    change = seen - capacity.answer_tokens
+    if change < 0:
+        change = int(change / 8)
+    return replace(capacity, answer_tokens=max(1, capacity.answer_tokens + change))
 
 
 def suggest_batch_size(capacity: CallCapacity, row_tokens: int, max_rows: int = _MAX_ROWS) -> int:
     """The largest number of rows of `row_tokens` tokens each that fit into one call; at least 1, at most `max_rows`."""
     _check_size(capacity, row_tokens, max_rows=max_rows)
-    return max(1, min([max_rows, *(fitting for _, fitting in _largest(capacity, row_tokens))]))
+    return max(1, min([max_rows, *(rows for _, rows in _bounds(capacity, row_tokens))]))
 
 
 def validate_batch_size(batch_size: int, capacity: CallCapacity, row_tokens: int = 0) -> str | None:
-    """Why calls cannot carry `batch_size` rows of `row_tokens` tokens each, and what they can; `None` if they can.
+    """A message if calls cannot carry `batch_size` rows of `row_tokens` tokens each; `None` if they can.
 
-    It is advice rather than an error: batches are closed before they get too large, so nothing fails.
+    It says what limits them, and how many rows calls will have instead: packing closes a batch before it is too large.
     """
     _check_size(capacity, row_tokens, batch_size=batch_size)
     bound = explain_bound(batch_size, capacity, row_tokens)
-    return bound and f"{bound}; calls will carry about {suggest_batch_size(capacity, row_tokens, batch_size)} rows."
+    if bound is None:
+        return None
+    return f"{bound}; calls will carry about {suggest_batch_size(capacity, row_tokens, batch_size)} rows."
 
 
 def _check_size(capacity: CallCapacity, row_tokens: int, **rows: int) -> None:
-    """Refuse what is no capacity, no number of tokens, or no number of rows."""
+    """Refuse a capacity or numbers that are not valid, with a `ConfigError`."""
     check_type("capacity", capacity, CallCapacity, ConfigError)
     check_types(capacity, ConfigError)
     if not is_whole(row_tokens, 0):
@@ -211,20 +213,20 @@ def _check_size(capacity: CallCapacity, row_tokens: int, **rows: int) -> None:
 
 
 def explain_bound(batch_size: int, capacity: CallCapacity, row_tokens: int = 0) -> str | None:
-    """What keeps calls from carrying `batch_size` rows of `row_tokens` tokens each; `None` if nothing does."""
-    for figure, fitting in _largest(capacity, row_tokens):
-        if batch_size > max(1, fitting):
+    """The limit that `batch_size` rows of `row_tokens` tokens each exceed, in words; `None` if they fit."""
+    for limit, rows in _bounds(capacity, row_tokens):
+        if batch_size > max(1, rows):
             per_row = f" and {row_tokens} a row" if row_tokens else ""
-            return f"batch_size={batch_size!r} exceeds {figure}, at {capacity.answer_tokens} tokens an answer{per_row}"
+            return f"batch_size={batch_size!r} exceeds {limit}, at {capacity.answer_tokens} tokens an answer{per_row}"
     return None
 
 
-def _largest(capacity: CallCapacity, row_tokens: int) -> list[tuple[str, int]]:
-    """Each figure that bounds a call, in words, and the rows that it allows."""
-    found = []
+def _bounds(capacity: CallCapacity, row_tokens: int) -> list[tuple[str, int]]:
+    """Each known limit of a call, in words, with the number of rows that it allows."""
+    bounds = []
     if capacity.output_tokens is not None:
-        bound = f"the size of one reply (max_output_tokens={capacity.output_tokens!r})"
-        found.append((bound, capacity.output_tokens // capacity.answer_tokens))
+        limit = f"the size of one reply (max_output_tokens={capacity.output_tokens!r})"
+        bounds.append((limit, capacity.output_tokens // capacity.answer_tokens))
     if capacity.window_tokens is not None:
         left = capacity.window_tokens - capacity.fixed_tokens
         rows = left // (row_tokens + capacity.answer_tokens)
@@ -233,6 +235,5 @@ def _largest(capacity: CallCapacity, row_tokens: int) -> list[tuple[str, int]]:
         elif row_tokens:
             rows = min(rows, (left - capacity.reserved_tokens) // row_tokens)
         fixed = f"{capacity.fixed_tokens} go to instructions"
-        bound = f"the model's window of {capacity.window_tokens} tokens, of which {fixed}"
-        found.append((bound, rows))
-    return found
+        bounds.append((f"the model's window of {capacity.window_tokens} tokens, of which {fixed}", rows))
+    return bounds

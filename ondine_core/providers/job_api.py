@@ -23,8 +23,8 @@ class JobLimits:
 class NewJob:
     """A job that is about to be created.
 
-    The `marker` names it, 16 hexadecimal digits; each custom id is the marker, a hyphen and a number. The `file` has
-    its requests as `JobApi.write` wrote them, one a line.
+    The `marker` identifies it, by 16 hexadecimal digits; each custom id is the marker, a hyphen and a number. The
+    `file` has its requests as `JobApi.write` wrote them, one a line.
     """
 
     marker: str
@@ -37,9 +37,9 @@ class JobProblem:
     """Why a provider does not run a job.
 
     Args:
-        message: In the provider's words, without text of rows and without keys.
-        line: The line of the file that it is about, counted from 1; `None` if it is about the job.
-        is_quota: Whether the account has too much under way, so that a smaller or later job may be taken.
+        message: The provider's words, without text of rows and without keys.
+        line: The line of the file at fault, counted from 1; `None` if it is the whole job.
+        is_quota: Whether the account has too many requests under way, so a smaller or later job may be accepted.
     """
 
     message: str
@@ -49,14 +49,14 @@ class JobProblem:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """What a provider says of a job.
+    """The state of a job, by its provider.
 
     Args:
-        has_ended: Whether nothing of it runs any more, so that its results may be read.
-        state: The provider's word for it.
+        has_ended: Whether no request of it runs any more, so its results can be read.
+        state: The provider's word for the state.
         done: Requests that were answered, as far as is known.
         total: Requests in all, `None` if that is not known.
-        problems: Why it was not run.
+        problems: Why the job was not run.
         bills_silence: Whether a request without any result may have been billed.
     """
 
@@ -98,37 +98,35 @@ class JobApi(Protocol):
     async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
         """Create a job and return the provider's id of it.
 
-        `about_to_create` is awaited right before the request that creates it, after all that is free of charge.
+        `about_to_create` is awaited right before the request that creates it; earlier requests cost nothing.
         """
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
         """The provider's id of the job with this marker; `None` if there is none.
 
-        It was created at `since` (in seconds since the epoch) or later, by a clock that may differ by minutes, and has
-        `requests` requests.
+        The job has `requests` requests and was created at `since` (in epoch seconds) or later, by a clock that may
+        differ by minutes.
 
         Raises:
-            TransientError: It is not decided yet, for instance while a job runs that may be the one.
+            TransientError: It is not known yet, for instance while a job that may be this one still runs.
         """
 
     async def get_status(self, job_id: str) -> JobStatus:
-        """What the provider says of a job.
+        """The state of a job.
 
         Raises:
             JobLostError: The account has no such job.
         """
 
     def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
-        """The results of a job that has ended, in any order; they are streamed, not kept in memory.
-
-        Ids that are not ours, or that come twice, are passed on as they are.
+        """Stream the results of a job that has ended, in any order; unknown and repeated ids are included.
 
         Raises:
             JobLostError: There are no results any more.
         """
 
     async def cancel(self, job_id: str) -> None:
-        """Ask that no further request of a job be run; it ends within minutes. A job that has ended stays so."""
+        """Ask the provider to run no further request of a job, which then ends within minutes; no error if it ended."""
 
     async def aclose(self) -> None:
         """Close the connections."""

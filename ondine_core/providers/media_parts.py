@@ -1,6 +1,6 @@
-"""Images and documents as parts of a request, in each dialect: by the API references of OpenAI, Anthropic and Google.
+"""Images and documents as parts of a request, by the API references of OpenAI, Anthropic and Google.
 
-Bytes are read here, when a call leaves: what writes a call with media must not run on the event loop.
+The bytes are read here, just before a call is sent, so writing a call with media must not run on the event loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ondine_core.types.values import Json
 
 
 def openai_content(text: str, media: MediaMap) -> Json:
-    """The content of a message: a text, or parts if it refers to images or documents."""
+    """The content of a message in OpenAI's dialect: a text, or parts if it refers to images or documents."""
     if not media:
         return text
     parts = list(split_media(text, media))
@@ -31,8 +31,7 @@ def _openai_part(media: Media) -> dict[str, Json]:
 
 
 def anthropic_content(text: str, media: MediaMap) -> list[dict[str, Json]]:
-    """The blocks of a message."""
-    # The API refuses blocks of nothing but blanks.
+    """The blocks of a message in Anthropic's API, which refuses blank ones."""
     return [
         {"type": "text", "text": part} if isinstance(part, str) else _anthropic_block(part)
         for part in split_media(text, media)
@@ -48,7 +47,7 @@ def _anthropic_block(media: Media) -> dict[str, Json]:
 
 
 def gemini_parts(text: str, media: MediaMap) -> list[dict[str, Json]]:
-    """The parts of a message in Gemini's own form."""
+    """The parts of a message in Gemini's own API."""
     parts = list(split_media(text, media)) if media else []
     return [
         {"text": part} if isinstance(part, str) else {"inlineData": {"mimeType": part.media_type, "data": _read(part)}}
@@ -57,11 +56,15 @@ def gemini_parts(text: str, media: MediaMap) -> list[dict[str, Json]]:
 
 
 def _read(media: Media) -> str:
-    """What is sent, in base64."""
+    """The bytes to send, in base64.
+
+    Raises:
+        RefusedError: They cannot be read, which fails the row.
+    """
     try:
         return b64encode(media.load()).decode()
-    except ValueError as error:  # MediaError, which says nothing of the content
+    except ValueError as error:  # MediaError, which does not quote the content
         reason = str(error)
-    except Exception as error:  # noqa: BLE001  (a file may be gone, a decoder may fail: that is this row's matter)
+    except Exception as error:  # noqa: BLE001  (a file may be gone, a decoder may fail)
         reason = type(error).__name__
     raise RefusedError(f"The {media.kind} of the row cannot be read any more: {reason}.", fault="row")

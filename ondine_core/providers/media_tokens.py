@@ -5,8 +5,8 @@ inputs" (text and a picture of each page); Anthropic, "Vision" (patches of 28 pi
 1,568 or 4,784 tokens) and "PDF support" (1,500 to 3,000 tokens of text a page, and a picture of it); Google, "Image
 understanding" (258 tokens a tile) and "Media resolution" (1,120 an image from Gemini 3 on). For the newest models the
 rules agree with measured counts (the data set JOHNISKING/image-token-cost on Hugging Face, and docs.rs on
-vision-squeezer). For unknown models the rule with the most tokens applies. If a
-model takes more tokens than its rule says, later reservations are raised; the charge is the provider's bill.
+vision-squeezer). For unknown models the rule with the most tokens applies. If a model takes more tokens than its rule
+says, later reservations are raised; the charge is the provider's bill.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import TypeAlias
 from ondine_core.types.media import Media
 
 _UNKNOWN_SIDE = 8_192
-"""Pixels of a side of an image whose size is not known, since its address is passed on."""
+"""Pixels assumed for a side of an image that is sent as an address."""
 _UNKNOWN_PAGES = 100
 _PAGE = (1_700, 2_200)
 """Pixels of the picture of a page."""
 _PAGE_TEXT = 4_000
-"""Tokens of the text of a page: by Anthropic's account up to 3,000."""
+"""Tokens of the text of a page; Anthropic's documentation says up to 3,000."""
 
 Rule: TypeAlias = Callable[[int, int, bool], int]
-"""Width, height, and whether a low resolution is asked for (in a request field of OpenAI's), to tokens."""
+"""The tokens of an image from its width, height, and whether the request asks for OpenAI's low resolution."""
 
 
 # -- OpenAI --------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ _FIT_PX, _SHORT_PX, _TILE_PX, _PATCH_PX = 2_048, 768, 512, 32
 
 
 def _tiles(base: int, tile: int, width: int, height: int, is_low: bool) -> int:
-    """By tiles of an image that is fitted into a square; whether a small one is enlarged is not documented."""
+    """Tokens by tiles of the image fitted into a square; it is not documented whether a small image is enlarged."""
     if is_low:
         return base
     within = min(1.0, _FIT_PX / max(width, height))
@@ -71,13 +71,13 @@ def _gemini(width: int, height: int, _is_low: bool) -> int:
 
 
 def _others(width: int, height: int, _is_low: bool) -> int:
-    """Patches of 14 pixels, a mark for each line, and what models take that cut every image into tiles of their own."""
+    """Tokens by patches of 14 pixels and a mark for each line; at least 5,120, as for models that cut any image."""
     lines = ceil(height / 14)
     return min(_MAX_PATCHES_ELSEWHERE, max(5_120, ceil(width / 14) * lines + lines))
 
 
 _MAX_PATCHES_ELSEWHERE = 18_000
-"""Models shrink an image to 16,384 patches (Qwen), with some more for parts of a patch at the edges."""
+"""Models shrink an image to 16,384 patches (Qwen); partial patches at the edges add some."""
 
 
 _MINI, _NANO, _O4_MINI, _NEW = 162, 246, 172, 120
@@ -99,7 +99,7 @@ _FAMILIES: tuple[tuple[str, Rule], ...] = (
     (r"gemini-(?:[3-9]|\d\d)", lambda *_: _GEMINI_3_IMAGE),
     (r"gemini", _gemini),
 )
-"""Patterns of models' names, of which the first that matches holds, and their rules."""
+"""Patterns of models' names and their rules; the first pattern that matches applies."""
 
 
 def _dearest(width: int, height: int, is_low: bool) -> int:
@@ -110,9 +110,9 @@ def _dearest(width: int, height: int, is_low: bool) -> int:
 @cache
 def _rule_of(model: str) -> Rule:
     name = model.lower()
-    found = next((rule for pattern, rule in _FAMILIES if re.search(pattern, name)), None)
-    # Behind the names of deployments any model may be.
-    return found or (_dearest if name.startswith(("openai/", "azure/", "/")) else _others)
+    # The name of a deployment may hide any model.
+    fallback = _dearest if name.startswith(("openai/", "azure/", "/")) else _others
+    return next((rule for pattern, rule in _FAMILIES if re.search(pattern, name)), fallback)
 
 
 def max_media_tokens(model: str, media: Media) -> int:

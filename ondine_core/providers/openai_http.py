@@ -1,4 +1,4 @@
-"""The OpenAI chat-completions dialect; Groq, Together, Ollama, vLLM, llama.cpp and others speak it, too."""
+"""OpenAI's chat-completions dialect, which Groq, Together, Ollama, vLLM, llama.cpp and others also speak."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ondine_core.types.values import Call, ModelSpec, Reply, Tier
 
 
 def connect_openai(spec: ModelSpec, name: str) -> ChatModel:
-    """The model `name` of a server in the table of `openai_servers`."""
+    """Connect the model `name` of a server in the table of `openai_servers`."""
     access = find_access(spec, name)
     root = access.base_url.rstrip("/")
     endpoint = Endpoint(f"{root}/chat/completions", spec.max_call_s, bearer(access.api_key), advice=chat_advice(root))
@@ -36,7 +36,7 @@ def connect_openai(spec: ModelSpec, name: str) -> ChatModel:
 
 
 def chat_advice(base_url: str) -> Mapping[int, str]:
-    """What to do about each status; most servers have this API below /v1."""
+    """The advice about each status; for 404 and 405 also a `/v1`, if `base_url` lacks the one of most servers."""
     if re.search(r"/v\d", urlsplit(base_url).path):
         return ADVICE
     hint = f"; base_url has no /v1, so try base_url={base_url + '/v1'!r}"
@@ -44,9 +44,9 @@ def chat_advice(base_url: str) -> Mapping[int, str]:
 
 
 class OpenAIModel(HttpModel):
-    """A model behind one chat-completions address, asked in the form that its server takes.
+    """A model behind one chat-completions address.
 
-    Requests have the fields `fixed`, and are written in `form` until the server says otherwise.
+    All requests have the fields `fixed`. They are written in `form` until the server refuses a part of it.
     """
 
     def __init__(self, endpoint: Endpoint, spec: ModelSpec, fixed: Mapping[str, Any], form: RequestForm) -> None:
@@ -56,7 +56,7 @@ class OpenAIModel(HttpModel):
         super().__init__(endpoint, self._write, chat_reply, max_reply_bytes=limit)
 
     async def __call__(self, call: Call) -> Reply:
-        """Ask once; see `ChatModel`. A refusal for the form of the request costs nothing, and teaches it."""
+        """Ask once; see `ChatModel`. A refusal of the request's form costs nothing; it is then sent in another form."""
         for _ in range(_MAX_FORMS):
             form = self._form
             try:
@@ -64,11 +64,12 @@ class OpenAIModel(HttpModel):
             except ProviderError as error:
                 if isinstance(error, InvalidReplyError) or (isinstance(error, TransientError) and error.cost_unknown):
                     raise
-                said = error.refusal if isinstance(error, FatalError) else str(error)
-                better = self._form.adapt(said, call, has_limit=self._max_output_tokens is not None)
-                if better is None and self._form == form:
+                refusal = error.refusal if isinstance(error, FatalError) else str(error)
+                adapted = self._form.adapt(refusal, call, has_limit=self._max_output_tokens is not None)
+                if adapted is not None:
+                    self._form = adapted
+                elif self._form == form:  # otherwise another call has adapted the form meanwhile
                     raise
-                self._form = better or self._form  # another call may have learnt it meanwhile
             else:
                 if not self.follows_schemas and form.write(call)[1] is not None and self.ignores_schemas(reply):
                     self._form = replace(self._form, structure="words")
@@ -80,11 +81,11 @@ class OpenAIModel(HttpModel):
 
 
 _MAX_FORMS = 4
-"""A system message, a schema and the name of a bound can be refused, and each once."""
+"""A system message, a schema and the name of the output limit can each be refused once."""
 
 
 class ChatWriter:
-    """Writes the calls of one model as chat-completions requests; some fields are known at some hosts only."""
+    """Writes the calls of one model as chat-completions requests to `url`; some fields are sent to some hosts only."""
 
     def __init__(self, spec: ModelSpec, fixed: Mapping[str, Any], url: str) -> None:
         temperature = {} if spec.temperature is None else {"temperature": spec.temperature}
@@ -94,7 +95,7 @@ class ChatWriter:
         self._max_output_tokens = spec.max_output_tokens
 
     def write(self, call: Call, form: RequestForm) -> bytes:
-        """`call` in the form that the server takes."""
+        """`call` as a request in this form."""
         fixed = {**self._fixed, **self._tier_fields[call.tier]}
         if self._cache_key_field and call.cache_prefix:
             fixed = {self._cache_key_field: prefix_id(prefix_of(call)), **fixed}
@@ -104,7 +105,7 @@ class ChatWriter:
 
 
 def chat_body(fixed: Mapping[str, Any], call: Call, form: RequestForm = PLAIN_FORM) -> bytes:
-    """A call as a chat-completions request with the fields of `fixed`."""
+    """`call` as a chat-completions request that also has the fields `fixed`."""
     call, schema, json_mode = form.write(call)
     body: dict[str, Any] = {"response_format": {"type": "json_object"}} if json_mode else {}
     body |= fixed
@@ -126,15 +127,15 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
     """
     choice = data["choices"][0]
     message, finish_reason = choice["message"], _finish_reason(choice)
-    ending = finish_kind(finish_reason)
-    if message.get("refusal") or ending == "refused":
+    kind = finish_kind(finish_reason)
+    if message.get("refusal") or kind == "refused":
         raise RefusedError(
             "The model declined to answer (content filter).",
             usage=usage_of(data),
             stated_usd=stated_usd_of(data),
             tier=_tier(data),
         )
-    if ending == "broken":
+    if kind == "broken":
         raise TransientError(
             f"The provider broke off its reply (finish_reason {finish_reason!r}).", cost_unknown=True, kind="overloaded"
         )
@@ -153,29 +154,26 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
 
 
 def _finish_reason(choice: Mapping[str, Any]) -> str:
-    """Why the reply ended.
-
-    A server that leaves the field out reports no reasons; null means by OpenAI's schema that the reply is not finished.
-    """
-    native = choice.get("native_finish_reason")  # of OpenRouter, which translates some reasons to "stop"
+    """The finish reason: `"stop"` if the field is missing, `"null"` if it is null, which means an unfinished reply."""
+    native = choice.get("native_finish_reason")  # of OpenRouter, which replaces some reasons by "stop"
     if isinstance(native, str) and finish_kind(native, unknown="whole") in ("cut", "broken", "refused"):
         return native
     return str(choice.get("finish_reason", "stop") or "null")
 
 
 def _content_text(content: Any) -> str:
-    """The text of a message whose content may be a list of parts, some of which are thoughts."""
+    """The text of a message, without thoughts; its content is a text or a list of parts."""
     if isinstance(content, str) or not content:
         return content or ""
     return "".join(part.get("text") or "" for part in content if part.get("type", "text") in ("text", "output_text"))
 
 
 def _tier(data: Mapping[str, Any]) -> str | None:
-    """The price tier that a completion names: beside its usage, or in it as Anthropic does."""
+    """The price tier that a completion names: beside its usage, or inside it as Anthropic does."""
     usage = data.get("usage")
     return _text(data, "service_tier") or (_text(usage, "service_tier") if isinstance(usage, dict) else None)
 
 
 def _text(data: Mapping[str, Any], name: str) -> str | None:
-    found = data.get(name)
-    return found if isinstance(found, str) else None
+    value = data.get(name)
+    return value if isinstance(value, str) else None

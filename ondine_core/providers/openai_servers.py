@@ -1,7 +1,7 @@
-"""Servers that speak OpenAI's dialect, as data: addresses, and the variables with keys and addresses.
+"""The table of servers that speak OpenAI's dialect: addresses, and the variables with keys and addresses.
 
-Addresses and variables are those of litellm, so that what works there works here. A provider is in the table only if it
-takes an ordinary chat-completions request; the others are called through litellm.
+Addresses and variables are litellm's, so what is set for litellm also works here. The table has only providers that
+take an ordinary chat-completions request; the others are called through litellm.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Server:
     """A provider's OpenAI-compatible API.
 
     Args:
-        base_url: Its address, up to and including `/v1` or its equivalent; `None` if every user has an own one.
-        keys: Variables that may hold a key, by precedence; none: it needs no key.
+        base_url: Its address, up to and including `/v1` or its equivalent; `None` if each user has a different one.
+        keys: Variables that may hold a key, by precedence.
         addresses: Variables that may hold another address.
-        structure: How its models are held to a schema; `None`: by what the price file says of each.
+        structure: How its models are held to a schema; `None` if the price list says it for each model.
         needs_key: Whether it requires a key.
-        subset: What its strict mode knows.
+        subset: The part of JSON schema that its strict mode supports.
     """
 
     base_url: str | None
@@ -48,7 +48,7 @@ _FIREWORKS = ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY"
 
 SERVERS: Mapping[str, Server] = {
     "openai": Server("https://api.openai.com/v1", ("OPENAI_API_KEY",), ("OPENAI_BASE_URL", "OPENAI_API_BASE")),
-    # What its schema cannot say (https://ai.google.dev/api/caching#Schema) is said in descriptions.
+    # Its schemas (https://ai.google.dev/api/caching#Schema) lack these keywords; they are put into descriptions.
     "gemini": Server(
         "https://generativelanguage.googleapis.com/v1beta/openai",
         ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
@@ -82,7 +82,7 @@ SERVERS: Mapping[str, Server] = {
 
 @dataclass(frozen=True, slots=True)
 class ServerAccess:
-    """Where a model is asked, with which key, and how requests are written until the server says otherwise."""
+    """The address and key of a model, and the form of requests until the server refuses a part of it."""
 
     base_url: str
     api_key: str | None = field(repr=False)
@@ -90,7 +90,12 @@ class ServerAccess:
 
 
 def find_access(spec: ModelSpec, name: str) -> ServerAccess:
-    """How the model `name` of a server in the table is asked."""
+    """The access to the model `name` of a server in the table.
+
+    Raises:
+        ConfigError: A setting, the address or the temperature is not valid, the key is missing, or the provider does
+            not offer the model.
+    """
     check_settings(spec, _SETTINGS)
     check_temperature(spec, name)
     server = SERVERS[spec.dialect]
@@ -103,16 +108,16 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
     is_openai = host == "api.openai.com"
     if is_openai or host == urlsplit(server.base_url or "").hostname:
         check_offered(spec, "OpenAI" if is_openai else "The provider")
-    # All models of OpenAI's own server know the new name of the bound, and some only that.
+    # At OpenAI itself all models know max_completion_tokens, and some only that.
     limit_field = limit_field_of(spec, name, is_renamed=is_openai)
     form = RequestForm(_structure(spec, server), server.subset, limit_field)
     return ServerAccess(base_url, _key(spec, server), form)
 
 
 def check_offered(spec: ModelSpec, provider: str) -> None:
-    """Refuse, by the price list, what `provider` does not offer.
+    """Refuse a model that `provider` offers by its Responses API only, and an effort that the model does not take.
 
-    This is a model that it offers by its Responses API only, or an effort that the model does not take.
+    Both are known from the price list.
     """
     entry = find_entry(spec.listed_as) or {}
     if entry.get("mode") == "responses":
@@ -124,9 +129,9 @@ def check_offered(spec: ModelSpec, provider: str) -> None:
     levels = entry.get("reasoning_effort_levels")
     if levels:
         is_taken = effort is None or effort in levels
-    else:  # other providers than these take the nearest effort that a model has
-        is_exact = spec.dialect in ("azure", "openai")
-        is_taken = not is_exact or entry.get(f"supports_{effort}_reasoning_effort") is not False
+    else:  # other providers use the nearest effort that the model has
+        is_strict = spec.dialect in ("azure", "openai")
+        is_taken = not is_strict or entry.get(f"supports_{effort}_reasoning_effort") is not False
     if not is_taken:
         known = f"; it takes {', '.join(map(repr, levels))}" if levels else ""
         raise ConfigError(
@@ -135,7 +140,7 @@ def check_offered(spec: ModelSpec, provider: str) -> None:
 
 
 def find_address(spec: ModelSpec) -> str | None:
-    """Where the model of `spec` is asked, as far as `spec`, the variables and the table say."""
+    """The address of the model of `spec`, by `spec`, a variable or the table; `None` if none of them has it."""
     if spec.dialect == "anthropic":
         return find_anthropic_address(spec)
     server = SERVERS.get(spec.dialect)
@@ -144,15 +149,16 @@ def find_address(spec: ModelSpec) -> str | None:
 
 def _own_address(provider: str, server: Server) -> str | None:
     address = first_set(server.addresses) or server.base_url
-    # Ollama's variable names the root of its server; the dialect is spoken below it.
-    bare = provider == "ollama" and address and not urlsplit(address).path.strip("/")
-    return f"{address.rstrip('/')}/v1" if address and bare else address
+    # Ollama's variable names the root of its server, which speaks the dialect at /v1.
+    if address and provider == "ollama" and not urlsplit(address).path.strip("/"):
+        return f"{address.rstrip('/')}/v1"
+    return address
 
 
 def _key(spec: ModelSpec, server: Server) -> str | None:
-    given = api_key_of(spec)
-    if given or spec.base_url is not None:  # its own key goes to the provider only
-        return given or None
+    own_key = api_key_of(spec)
+    if own_key or spec.base_url is not None:  # keys of the environment go to the provider only
+        return own_key or None
     key = first_set(server.keys)
     if key is None and server.needs_key:
         raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {' or '.join(server.keys)}.")
@@ -160,9 +166,8 @@ def _key(spec: ModelSpec, server: Server) -> str | None:
 
 
 def _structure(spec: ModelSpec, server: Server) -> Structure:
-    found = setting_of(spec, "structured_output", get_args(Structure)) or server.structure
-    if found:
-        structure: Structure = found
+    structure: Structure | None = setting_of(spec, "structured_output", get_args(Structure)) or server.structure
+    if structure is not None:
         return structure
-    able = (find_entry(spec.model) or {}).get("supports_response_schema")
-    return "json_schema" if able else "json_object"
+    supports_schemas = (find_entry(spec.model) or {}).get("supports_response_schema")
+    return "json_schema" if supports_schemas else "json_object"

@@ -1,7 +1,7 @@
 """Prices of tokens and requests, by the data of `model_data`.
 
-An unknown model has no price (never a price of 0), and neither has a request of which a part cannot be priced. Some
-providers charge more for each token of a long prompt, so a price is applied call by call.
+An unknown model has no price (never a price of 0), nor has a request with a part that cannot be priced. Some providers
+charge more for each token of a long prompt, so the price is applied to each call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ondine_core.types.field_types import check_types
 from ondine_core.types.values import Json, ModelSpec, Tier, Usage
 
 IN_PROCESS = ("llama_cpp", "mlx", "scripted")
-"""Providers that run in this process, and charge nothing."""
+"""Providers that run in this process and charge nothing."""
 _INPUT = "input_cost_per_token"
 _OUTPUT = "output_cost_per_token"
 _CACHED = "cache_read_input_token_cost"
@@ -30,27 +30,27 @@ _DEARER: Mapping[str, tuple[str, ...]] = {
     "speed": ("fast",),
     "inference_geo": ("us",),
 }
-"""Request fields that make a call dearer than listed, and with which values."""
+"""Values of request fields that make a call more expensive than listed."""
 _FREE = re.compile(r"(?:ollama|lemonade)/(?!.*-cloud$).*|.*[:-]free", re.DOTALL)
-"""Models whose replies are free: of servers on one's own machine, and those that are named so."""
+"""Models whose replies are free: those of local servers, and those with `free` in their names."""
 _OTHER_PART = re.compile(r"citation_cost_per_token|(?:input|output)_cost_per_(?:character|second)|cost_per_second")
 _SUFFIXES: Mapping[Tier, str] = {"flex": "_flex", "priority": "_priority", "batch": "_batches"}
 _HALF_IN_BATCHES: Mapping[str, bool] = {
     "anthropic": True,
     **dict.fromkeys(("azure", "gemini", "groq", "openai"), False),
 }
-"""Providers that document half of the list price for a batch job, and whether also for what is read from the cache."""
+"""Providers whose batch jobs cost half of the list price, and whether that includes input read from the cache."""
 _HALVED = re.compile(r"(?:input|output|cache_\w+_input)_(?:cost_per_(?:reasoning_)?token|token_cost)(?:_above_\w+)?")
 _ONE_HOUR = re.compile(r"\b1h\b|\b3600\b")
 _ALIAS = "alias_of"
-_PARTS: Mapping[str, tuple[str, ...]] = {
+_LISTED_PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "bedrock": ("bedrock_converse",),
     "vertex_ai": ("vertex_ai-",),
     "cohere": ("cohere_chat",),
 }
-"""Prefixes of further names that the data file has for a provider, by the name under which the provider is called."""
+"""Prefixes of other names that the data file has for a provider, by the name that users write."""
 _ROUTE = re.compile(r"^bedrock/(?:chat_completions|converse|invoke)/")
-"""How litellm's names say by which API of a provider a model is asked, which changes neither price nor limits."""
+"""The part of litellm's names that selects an API of the provider; it changes neither price nor limits."""
 _SEARCHES = ("web_search_options", "search_parameters", "enable_search", "plugins")
 _ROUTER = re.compile(r"model[-_]router")
 _PAID_TOOL = re.compile(r"search|code_interpreter|code_execution|grounding|url_context", re.IGNORECASE)
@@ -62,15 +62,15 @@ class Price:
     """USD per token, and per request.
 
     Args:
-        input: For the prompt.
-        output: For the reply.
-        cached_input: For what of the prompt the provider had in its cache.
-        reasoning: For what of the reply was thinking; `None` if that costs as much as the rest.
-        beyond: Prices for longer prompts: each replaces this one, for the whole call, if the prompt has more tokens
-            than the number it comes with.
-        cache_write: For what of the prompt the provider put into its cache; `None` if that costs as much as the rest.
-        per_request: For each request, whatever its length, such as the fee of a model that searches the web.
-        cache_write_1h: For what of the prompt is kept there for an hour; `None` if that costs as much as the rest.
+        input: For a token of the prompt.
+        output: For a token of the reply.
+        cached_input: For a token of the prompt that the provider read from its cache.
+        reasoning: For a token of reasoning; `None` if it costs as much as `output`.
+        beyond: Lengths of prompts in tokens and their prices; a price replaces this one, for the whole call, if the
+            prompt is longer than its length.
+        cache_write: For a token that the provider wrote to its cache; `None` if it costs as much as `input`.
+        per_request: For each request, such as the fee of a model that searches the web.
+        cache_write_1h: For a token written to the cache for an hour; `None` if it costs as much as `cache_write`.
     """
 
     input: Decimal
@@ -90,7 +90,7 @@ class Price:
         check_types(self, ConfigError)
 
     def cost(self, usage: Usage) -> Decimal:
-        """USD for `usage` of one call; of many, add up what each cost, for its price depends on its length.
+        """USD for the `usage` of one call; the sum of several calls has another cost, since prices depend on length.
 
         Tokens of unknown kind are charged as the most expensive kind, and may belong to the prompt.
         """
@@ -113,12 +113,12 @@ class Price:
         )
 
     def _possible_prices(self, usage: Usage) -> list[Price]:
-        """The prices that may hold, depending on how many tokens of unknown kind belong to the prompt."""
+        """The prices that may apply, depending on how many tokens of unknown kind belong to the prompt."""
         shorter = self._up_to(usage.input_tokens)[:-1]
         return self._up_to(usage.input_tokens + usage.unexplained_tokens)[len(shorter) :]
 
     def at_most(self, input_tokens: int, output_tokens: int | None) -> Decimal | None:
-        """The most USD that a call of at most these tokens can cost, whatever part is cached or reasoning.
+        """The most USD that a call with up to these tokens can cost, whatever part is cached or reasoning.
 
         `None` if the length of the reply is not bounded (`output_tokens` is `None`) and replies are not free.
         """
@@ -132,37 +132,37 @@ class Price:
 
     @property
     def cache_write_price(self) -> Decimal:
-        """For a token that the provider puts into its cache."""
+        """The price of a token that the provider writes to its cache."""
         return self.input if self.cache_write is None else self.cache_write
 
     @property
     def cache_write_1h_price(self) -> Decimal:
-        """For a token that the provider keeps in its cache for an hour."""
+        """The price of a token that the provider writes to its cache for an hour."""
         return self.cache_write_price if self.cache_write_1h is None else self.cache_write_1h
 
     @property
     def thinking(self) -> Decimal:
-        """For a token of reasoning."""
+        """The price of a token of reasoning."""
         return self.output if self.reasoning is None else self.reasoning
 
     @property
     def dearest_input(self) -> Decimal:
-        """The highest price of a token of the prompt: fresh, cached or written to the cache."""
+        """The highest price of a token of the prompt: plain, cached or written to the cache."""
         return max(self.input, self.cached_input, self.cache_write_price, self.cache_write_1h_price)
 
     @property
     def dearest_output(self) -> Decimal:
-        """For a token of the reply, whatever it is."""
+        """The highest price of a token of the reply."""
         return max(self.output, self.thinking)
 
     def _up_to(self, input_tokens: int) -> list[Price]:
-        """The prices of prompts of this length and shorter, its own last."""
+        """The prices of prompts of this length and of shorter ones; the last is that of this length."""
         reached = sorted((tier for tier in self.beyond if input_tokens > tier[0]), key=itemgetter(0))
         return [self, *(price for _, price in reached)]
 
 
 def _cost_at(price: Price, usage: Usage, unexplained_usd: Decimal) -> Decimal:
-    """USD for `usage` at one price, whatever the length of the prompt."""
+    """USD for `usage` at one price, regardless of `beyond`."""
     fresh = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
     plain = usage.output_tokens - usage.reasoning_tokens - usage.unexplained_tokens
     return (
@@ -184,10 +184,9 @@ FREE = Price(Decimal(0), Decimal(0), Decimal(0))
 def find_price(
     model: str, params: Mapping[str, Json] | None = None, tier: Tier = "standard", *, hour: bool = False
 ) -> Price | None:
-    """The list price of `model`, named as in `openai/gpt-4o-mini`; `None` when no price is known.
+    """The list price of `model`, named as in `openai/gpt-4o-mini`; `None` if none is known at this tier.
 
-    A model without listed prices at `tier` has none there. `params` may change the fee of a request; with `hour`,
-    prompts are kept in the provider's cache for an hour, which may cost more.
+    `params` may change the fee of a request. `hour` says that prompts are cached for an hour, which may cost more.
     """
     entry = find_entry(model) or {}
     if model.partition("/")[0] in IN_PROCESS:
@@ -203,7 +202,7 @@ def find_price(
 
 
 def find_unpriced_part(spec: ModelSpec) -> str | None:
-    """What a request of `spec` costs beyond the list price of its tokens and that cannot be bounded, in words."""
+    """A cost of requests of `spec` that the list price does not bound, in words; `None` if there is none."""
     params = dict(spec.params)
     extra = params.get("extra_body")
     if isinstance(extra, Mapping):
@@ -239,15 +238,15 @@ def _searches(spec: ModelSpec, params: Mapping[str, Json]) -> Iterator[str]:
 
 
 def find_max_output_tokens(model: str) -> int | None:
-    """The most tokens that one reply of `model` can have; `None` when that is not known."""
-    found = (find_entry(model) or {}).get("max_output_tokens")
-    return found if isinstance(found, int) else None
+    """The most tokens that one reply of `model` can have; `None` if that is not known."""
+    limit = (find_entry(model) or {}).get("max_output_tokens")
+    return limit if isinstance(limit, int) else None
 
 
 def find_entry(model: str) -> Mapping[str, Any] | None:
-    """What the data file says of `model`, named as in `openai/gpt-4o-mini`; `None` when it does not know it.
+    """The entry of the data file for `model`, named as in `openai/gpt-4o-mini`; `None` if there is none.
 
-    A name for the latest model of a family stands for the model that it means.
+    For the latest model of a family, such as `openai/gpt-sol-latest`, it is the entry of that model.
 
     Raises:
         ConfigError: `model` is no text.
@@ -258,16 +257,16 @@ def find_entry(model: str) -> Mapping[str, Any] | None:
 
 
 def check_name(model: Any) -> None:
-    """Refuse a name of a model that is no text."""
+    """Refuse a model name that is not a text, with a `ConfigError`."""
     if not isinstance(model, str):
         raise ConfigError(f"model is a {type(model).__name__}; write provider/name, as in 'openai/gpt-6-luna'.")
 
 
 def find_sent_name(spec: ModelSpec) -> str:
-    """The name by which a request asks for the model of `spec`.
+    """The name of the model of `spec` in requests.
 
-    litellm's names for the latest model of a family (`openai/gpt-sol-latest`) are not the provider's. Deployments of
-    Azure and models of a server at an address of the user's have names of their own.
+    litellm's names for the latest model of a family (`openai/gpt-sol-latest`) are not the provider's, so the listed
+    name is sent instead. Names of Azure deployments and of models at a `base_url` are sent as they are.
     """
     provider, _, name = spec.model.partition("/")
     listed = None if provider == "azure" or spec.base_url is not None else _listed_name(spec.model)
@@ -283,34 +282,39 @@ def _listed_name(model: str) -> str | None:
     if model in models:
         return str(models[model].get(_ALIAS, model))
     listed = str(models.get(name, {}).get(_ALIAS, name))
-    # The file names some models without the provider; another provider's model of that name is not the same.
+    # The file names some models without the provider, so the provider has to agree.
     owner = models.get(listed, {}).get("litellm_provider")
-    return listed if owner is not None and (owner == provider or owner.startswith(_PARTS.get(provider, ()))) else None
+    return (
+        listed
+        if owner is not None and (owner == provider or owner.startswith(_LISTED_PROVIDERS.get(provider, ())))
+        else None
+    )
 
 
 def _by_length(entry: Mapping[str, Any]) -> Iterator[tuple[int, Price]]:
-    """The prices of an entry, for the shortest prompts first, each with the length beyond which it holds."""
+    """The prices of an entry, each with the prompt length in tokens above which it applies, in ascending order."""
     tiers = [tier for tier in entry.get("tiered_pricing", ()) if {"range", _INPUT, _OUTPUT} <= tier.keys()]
     if tiers:
         yield from sorted(((int(tier["range"][0]), _price(tier)) for tier in tiers), key=itemgetter(0))
     elif {_INPUT, _OUTPUT} <= entry.keys():
         yield 0, _price(entry)
-        lengths = {int(match[1]) for name in entry if (match := _BEYOND.fullmatch(name))}
-        for length in sorted(lengths):
+        # At xAI a prompt of exactly this length already counts as long.
+        shift = 1 if entry.get("litellm_provider") == "xai" else 0
+        matches = filter(None, map(_BEYOND.fullmatch, entry))
+        for length in sorted({int(match[1]) for match in matches}):
             above = {
                 name: entry.get(f"{name}_above_{length}k_tokens", entry.get(name))
                 for name in (_INPUT, _OUTPUT, _CACHED, _CACHE_WRITE, _CACHE_WRITE_1H)
             }
-            # At xAI a prompt of exactly that length is a long one already.
-            yield length * 1000 - (entry.get("litellm_provider") == "xai"), _price(above)
+            yield length * 1000 - shift, _price(above)
 
 
 def _at_tier(entry: Mapping[str, Any], tier: Tier, provider: str) -> dict[str, Any]:
-    """The prices of an entry at another tier than the standard one, by the names of the latter; nothing if it has none.
+    """The prices of an entry at another tier than the standard one, under the standard names; empty if it has none.
 
-    Some lists leave a figure out. In its place stands the standard tier's at a tier that is cheaper; otherwise it is
-    taken to cost as much as what the tier charges most for of its kind. In a batch job, what is read from the cache is
-    taken to cost as much as the rest of the prompt: not every provider grants both discounts at once.
+    A price that the list leaves out is the tier's input or output price if the two are equal at the standard tier.
+    Otherwise it is the standard one, or at a more expensive tier the higher of the two. In a batch job, cached input
+    costs as much as other input: not every provider grants both discounts at once.
     """
     suffix = _SUFFIXES[tier]
     own = {name.removesuffix(suffix): usd for name, usd in entry.items() if name.endswith(suffix)}
@@ -341,13 +345,13 @@ def _at_tier(entry: Mapping[str, Any], tier: Tier, provider: str) -> dict[str, A
 
 
 def _halve(entry: Mapping[str, Any], provider: str) -> dict[str, Any]:
-    """Half of each standard price of a token in an entry, as far as `provider` grants it."""
+    """Half of each standard price of a token that `provider` halves in batch jobs."""
     names = [name for name in entry if _HALVED.fullmatch(name) and entry[name] is not None]
     return {name: entry[name] / 2 for name in names if _HALF_IN_BATCHES[provider] or not name.startswith(_CACHED)}
 
 
 def _always_searches(model: str) -> bool:
-    """Whether a model searches once for every request, so that a search is a fee of the request."""
+    """Whether a model searches the web once for every request, so the search is a fee of the request."""
     provider, _, name = model.partition("/")
     return provider == "perplexity" or "-search-" in name
 
@@ -356,28 +360,27 @@ def _search_fee(model: str, entry: Mapping[str, Any], params: Mapping[str, Json]
     fees = entry.get(_SEARCH)
     if not isinstance(fees, Mapping) or not _always_searches(model):
         return Decimal(0)
-    chosen = params.get("web_search_options")
-    size = chosen.get("search_context_size") if isinstance(chosen, Mapping) else None
-    return max(
-        map(_usd, [fees[f"search_context_size_{size}"]] if f"search_context_size_{size}" in fees else fees.values())
-    )
+    search_options = params.get("web_search_options")
+    size = search_options.get("search_context_size") if isinstance(search_options, Mapping) else None
+    fee_of_size = fees.get(f"search_context_size_{size}")
+    return max(map(_usd, fees.values())) if fee_of_size is None else _usd(fee_of_size)
 
 
 def _price(entry: Mapping[str, Any]) -> Price:
-    paid, answered = _usd(entry[_INPUT]), _usd(entry[_OUTPUT])
-    cached, thinking = entry.get(_CACHED), entry.get(_REASONING)
-    cache_write_price, cache_write_1h_price = entry.get(_CACHE_WRITE), entry.get(_CACHE_WRITE_1H)
+    input_usd = _usd(entry[_INPUT])
+    cached, reasoning = entry.get(_CACHED), entry.get(_REASONING)
+    cache_write, cache_write_1h = entry.get(_CACHE_WRITE), entry.get(_CACHE_WRITE_1H)
     return Price(
-        paid,
-        answered,
-        paid if cached is None else _usd(cached),
-        None if thinking is None else _usd(thinking),
-        # Where the list says 0, writing is not charged on top of reading the prompt.
-        cache_write=None if cache_write_price is None else max(paid, _usd(cache_write_price)),
-        cache_write_1h=None if cache_write_1h_price is None else max(paid, _usd(cache_write_1h_price)),
+        input_usd,
+        _usd(entry[_OUTPUT]),
+        input_usd if cached is None else _usd(cached),
+        None if reasoning is None else _usd(reasoning),
+        # A listed 0 means that writing to the cache costs nothing in addition to the prompt.
+        cache_write=None if cache_write is None else max(input_usd, _usd(cache_write)),
+        cache_write_1h=None if cache_write_1h is None else max(input_usd, _usd(cache_write_1h)),
     )
 
 
 def _usd(number: float) -> Decimal:
-    # By way of the shortest decimal text: 1.5e-07 is meant, not its nearest binary fraction.
+    # From the shortest decimal text: 1.5e-07 is meant, not its nearest binary fraction.
     return Decimal(repr(number))

@@ -1,4 +1,4 @@
-"""Prompt caches of providers: what is cached from how many tokens on, for how long, and which calls share a prefix."""
+"""Prompt caches of providers: the shortest prefix that is cached, for how long, and which calls share a prefix."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class CacheRule:
     """What a provider caches. An entry exists once the first call with its prefix is answered.
 
     Args:
-        min_tokens: A shorter prefix is not cached; the list may know another figure of a model.
-        life_s: Seconds from its last use for which an entry lives, at least.
-        has_hour: Whether a life of an hour can be asked for.
+        min_tokens: The shortest prefix that is cached; the price list may have another figure for a model.
+        life_s: Seconds that an entry lives after its last use, at least.
+        has_hour: Whether a request can ask for a life of an hour.
     """
 
     min_tokens: int = 1024
@@ -41,11 +41,11 @@ _PROVIDERS: Mapping[str, CacheRule] = {
     "xai": CacheRule(),
 }
 _KEY_FIELDS: Mapping[str, str] = {"api.openai.com": "prompt_cache_key", "api.mistral.ai": "prompt_cache_key"}
-"""The request field that brings calls with one prefix together, by host: other servers may refuse it."""
+"""The request field that routes calls with one prefix to one cache, by host: other servers may refuse it."""
 
 
 def find_cache_rule(spec: ModelSpec) -> CacheRule | None:
-    """What is cached of the calls to the model of `spec`; `None` if nothing is known, or if it is turned off."""
+    """The cache rule for the model of `spec`; `None` if none is known, or if caching is turned off."""
     rule = _PROVIDERS.get(spec.dialect)
     if rule is None or spec.prompt_cache == "off":
         return None

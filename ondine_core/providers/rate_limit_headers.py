@@ -1,8 +1,8 @@
 """Reads the waits that a provider asks for: in headers, in fields of a body and in sentences.
 
 Most servers of OpenAI's dialect use its headers (`x-ratelimit-remaining-requests`, ...); Anthropic has its own
-(`anthropic-ratelimit-input-tokens-remaining`, ...), whose resets are dates. A limit is taken to refill evenly, as both
-document it; `reset` says when all of it will be back.
+(`anthropic-ratelimit-input-tokens-remaining`, ...), whose resets are dates. By both documentations a limit refills
+evenly, and `reset` is the time at which it is full.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from typing import Any
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _MAX_WAIT_S = 31 * 86400.0
-"""A longer wait than a month is a mistake: no limit of a provider is longer."""
+"""A wait of more than a month is a mistake: no limit of a provider is longer."""
 _PREFIXES = ("", "llm_provider-")
-"""LiteLLM's proxy passes the headers of the provider behind it on with a prefix; those without are its own."""
+"""LiteLLM's proxy passes the headers of its provider on with a prefix; headers without the prefix are its own."""
 _EPOCH_S, _EPOCH_MS = 1e9, 1e11
-"""Numbers from here on are moments, in seconds or milliseconds since 1970, and not durations."""
+"""Numbers of at least this size are times, in seconds or milliseconds since 1970, and not durations."""
 
 
 def hold_off_s(headers: Mapping[str, str], tokens: int, received: int = 0, now: float = 0.0) -> float:
-    """Seconds until another call like this one fits into the limits that its reply names; 0 if it does already.
+    """Seconds until another call of this size fits into the limits that its reply names; 0 if it fits already.
 
-    The call used `tokens`, of which `received` are the reply; `now`, in seconds since the epoch, is for limits that are
-    reset at a date.
+    The call used `tokens`, of which `received` are the reply; `now`, in epoch seconds, is for resets given as a date.
     """
     if "ratelimit" not in "".join(headers).lower():
         return 0.0
@@ -58,7 +57,7 @@ def _anthropic_refill_s(headers: Mapping[str, str], kind: str, needed: int, now:
 
 
 def _share_s(reset_s: float | None, left: float, limit: float | None, needed: int) -> float:
-    """Which part of `reset_s`, when all of `limit` will be back, it takes until `needed` of it is."""
+    """Seconds until `needed` of `limit` is available, if `left` is now and all of it will be in `reset_s`."""
     if reset_s is None:
         return 0.0
     if limit is None or limit <= left:
@@ -92,7 +91,8 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     for prefix in _PREFIXES:
         for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
             text = headers.get(prefix + name)
-            if text is not None and (wait_s := _asked_s(text, unit_s, now)) is not None:
+            wait_s = None if text is None else _asked_s(text, unit_s, now)
+            if wait_s is not None:
                 return wait_s
     return None
 
@@ -113,7 +113,7 @@ def _asked_s(text: str, unit_s: float, now: float) -> float | None:
 
 
 def limits_reset_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds until the moment that `X-RateLimit-Reset` names, as OpenRouter and others send it."""
+    """Seconds until the time in `X-RateLimit-Reset`, as OpenRouter and others send it."""
     reset = _number(headers.get("x-ratelimit-reset"))
     if reset is None or reset < _EPOCH_S:
         return None
@@ -121,7 +121,7 @@ def limits_reset_s(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def valid_wait_s(seconds: float) -> float | None:
-    """`seconds`, or `None` for a wait that cannot be meant: negative, infinite or absurdly long."""
+    """`seconds`, or `None` for an implausible wait: negative, infinite or longer than a month."""
     return seconds if isfinite(seconds) and 0 <= seconds <= _MAX_WAIT_S else None
 
 
@@ -156,7 +156,7 @@ def wait_in_text_s(text: str, now: float) -> float | None:
 
 
 def wait_of_value_s(value: Any, now: float) -> float | None:
-    """Seconds from a field that holds nothing but a wait: a number, a duration, a date, or `{"seconds": 3}`."""
+    """Seconds from a field that contains only a wait: a number, a duration, a date, or `{"seconds": 3}`."""
     match value:
         case bool() | None:
             return None
@@ -176,7 +176,7 @@ def wait_of_value_s(value: Any, now: float) -> float | None:
 
 
 def _leading_wait_s(text: str, now: float) -> float | None:
-    """Seconds from the wait that `text`, in small letters, begins with."""
+    """Seconds of the wait at the beginning of `text`, which is in lower case."""
     date = _ISO_DATE.match(text)
     if date:
         return _until_s(date.group(), now)

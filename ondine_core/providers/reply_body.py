@@ -1,7 +1,7 @@
 """Bounds the size of a reply, decompresses it, and decodes its JSON.
 
-A reply that is a hundred times too large must fail its call, not exhaust the memory of the run: its bytes are bounded
-on the wire, after decompression, and by what they would take as Python objects.
+A reply that is a hundred times too large must fail its call and not exhaust the memory of the run. So its size is
+bounded on the wire, after decompression, and as Python objects.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import orjson
 from ondine_core.errors import TransientError
 
 MAX_REPLY_BYTES = 4 * 2**20
-"""No reply is larger: a text of 4 MiB takes up to 16 MiB as a Python string, and is copied a few times."""
+"""The largest reply that is read: a text of 4 MiB takes up to 16 MiB as a Python string, and is copied a few times."""
 _BYTES_BESIDES = 2**20
 _BYTES_A_TOKEN = 4096
-"""With the likeliest alternatives of each token, as some ask for."""
+"""Including log probabilities of the likeliest alternatives to a token, which a request may ask for."""
 _MAX_PARSED_BYTES = 32 * 2**20
 _BYTES_A_VALUE = 64
 _SMALL = 2**18
 _CHARSET = re.compile(
     r"""charset\s*=\s*["']?((?:latin|iso|windows|cp|koi8|gb|big5|euc|shift|utf-?16|utf-?32)[\w.:-]*)""", re.IGNORECASE
 )
-"""Not those of which decoding takes quadratic time, such as punycode."""
+"""Charsets of which decoding takes quadratic time, such as punycode, are left out."""
 _GZIP = b"\x1f\x8b"
 _MAX_MEMBERS = 256
-"""What follows each member is copied, which takes seconds for a hundred thousand empty ones."""
+"""The rest is copied after each member, which takes seconds for a hundred thousand empty ones."""
 _GZIP_OR_ZLIB = 47
 _RAW_DEFLATE = -15
 
@@ -62,20 +62,23 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def _inflate(content: bytes, max_bytes: int) -> bytes:
-    """At most one byte more than `max_bytes`; gzip may have several members, one after another (RFC 1952, 2.2)."""
+    """Decompress gzip, zlib or raw deflate; returns at most one byte more than `max_bytes`.
+
+    gzip may have several members, one after another (RFC 1952, 2.2).
+    """
     is_zlib = content[:1] == b"\x78" and int.from_bytes(content[:2], "big") % 31 == 0
     is_wrapped = content.startswith(_GZIP) or is_zlib
-    found = b""
+    inflated = b""
     for _ in range(_MAX_MEMBERS):
         stream = zlib.decompressobj(_GZIP_OR_ZLIB if is_wrapped else _RAW_DEFLATE)
-        found += stream.decompress(content, max_bytes + 1 - len(found))
-        if len(found) > max_bytes:
-            return found
+        inflated += stream.decompress(content, max_bytes + 1 - len(inflated))
+        if len(inflated) > max_bytes:
+            return inflated
         if not stream.eof:
             raise zlib.error("incomplete")
         content = stream.unused_data
         if not content.startswith(_GZIP):
-            return found
+            return inflated
     raise zlib.error("too many members")
 
 
@@ -89,9 +92,9 @@ def check_parsable(content: bytes) -> None:
 
 
 def decode(content: bytes, content_type: str = "") -> Any:
-    """A body as JSON, which is UTF-8, or else in the charset that its `content_type` declares.
+    """Parse a body as JSON in UTF-8, else in the charset that its `content_type` declares.
 
-    NaN and Infinity, which some servers write into figures, do not make the answer unusable.
+    NaN and Infinity are accepted, since some servers write them for figures.
     """
     try:
         return orjson.loads(content)
@@ -107,7 +110,7 @@ def decode(content: bytes, content_type: str = "") -> Any:
 
 
 def decode_text(content: bytes, content_type: str) -> str:
-    """A body as text, by the same rule; bytes that fit neither charset are replaced."""
+    """Decode a body as text in UTF-8, else in the charset that its `content_type` declares; replace invalid bytes."""
     try:
         return content.decode()
     except UnicodeDecodeError:
@@ -119,7 +122,7 @@ def decode_text(content: bytes, content_type: str) -> str:
 
 
 def too_large() -> TransientError:
-    """The failure of a call whose reply is larger than what it may be."""
+    """The error of a call whose reply is too large."""
     return _unusable("is larger than any answer to this call can be, and was not read to its end")
 
 

@@ -1,8 +1,8 @@
-"""Strips what surrounds an answer in a reply: the model's thoughts before it, and a code fence around it.
+"""Removes the model's thoughts before an answer in a reply, and the code fence around it.
 
-Reasoning models write their thoughts into the reply unless the server parses them. Only what stands at the very
-beginning counts as thoughts; the same marks later are part of the answer. Thoughts without an end are a reply that was
-cut before its answer.
+Reasoning models write their thoughts into the reply unless the server removes them. Only a block at the very beginning
+counts as thoughts; the same marks later are part of the answer. A reply whose thoughts do not end was cut before its
+answer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _PAIRS = (
     (r"<\|channel>thought", r"<channel\|>"),  # Gemma 4
 )
 _OPENED = tuple((re.compile(rf"\s*{start}", re.IGNORECASE), re.compile(end, re.IGNORECASE)) for start, end in _PAIRS)
-# Chat templates of some models write the opening mark into the prompt, so that only the closing one is replied. Such a
-# mark ends its line or has the answer right behind it; within a sentence or in quotes it is spoken of.
+# The chat templates of some models end with the opening mark, so the reply has only the closing one. Such a mark ends
+# its line or precedes the answer directly; within a sentence or in quotes it is part of the text.
 _OPENING = re.compile(r"<(?:think|thinking|reasoning|thought|thoughts)\b", re.IGNORECASE)
 _UNOPENED = re.compile(
     r"(?:(?<=[^`'\"\s])|(?<=\s))</(?:think|thinking|reasoning|thought|thoughts)>(?=[ \t]*\r?\n|[\w{\[`<#*])"
@@ -35,7 +35,7 @@ _UNOPENED = re.compile(
     re.IGNORECASE,
 )
 
-# OpenAI's harmony format (gpt-oss), with its special tokens and, from servers that drop those, without.
+# OpenAI's harmony format (gpt-oss), with its special tokens, and without them from servers that drop them.
 _CHANNELS = re.compile(r"\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>")
 _FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _END_OF_MESSAGE = re.compile(r"<\|(?:return|end|call)\|>\s*\Z")
@@ -43,11 +43,11 @@ _BARE_CHANNELS = re.compile(r"\s*analysis(?=[^\sa-z]|\s*[A-Z]).*?assistant\s?fin
 
 
 def strip_reasoning(text: str, asked: str = "") -> str | None:
-    """`text` without the thoughts at its beginning; `None` if there is nothing but thoughts, or no end to them.
+    """`text` without the thoughts at its beginning; `None` if there is nothing else, or if they do not end.
 
-    `asked` is the text of the rows: marks that it holds may be repeated in an answer.
+    `asked` is the text of the rows, since an answer may repeat marks from it.
     """
-    if text.lstrip().startswith("{"):  # as no mark does
+    if text.lstrip().startswith("{"):  # no mark does
         return text
     if _CHANNELS.match(text):
         finals = list(_FINAL.finditer(text))
@@ -68,11 +68,11 @@ def strip_reasoning(text: str, asked: str = "") -> str | None:
 
 
 def _find_opening(text: str) -> tuple[re.Match[str], re.Pattern[str]] | None:
-    """The mark with which `text` opens thoughts, and what closes them."""
+    """The match of an opening mark at the beginning of `text`, and the pattern of its closing mark."""
     for start, closing in _OPENED:
-        found = start.match(text)
-        if found:
-            return found, closing
+        opening = start.match(text)
+        if opening:
+            return opening, closing
     return None
 
 
@@ -96,9 +96,11 @@ def strip_fence(text: str) -> str:
 
 
 def follows_schema(reply: Reply) -> bool | None:
-    """Whether a server that replies so to a schema heeds it; `None` if this reply does not tell.
+    """Whether the reply to a call with a schema follows it, as far as its first character shows.
 
-    One that answers with plain text does not know schemas.
+    Returns `None` for a reply that is cut or has no answer. A server that replies with plain text ignores schemas.
     """
-    text = strip_fence(strip_reasoning(reply.text) or "") if finish_kind(reply.finish_reason) == "whole" else ""
+    if finish_kind(reply.finish_reason) != "whole":
+        return None
+    text = strip_fence(strip_reasoning(reply.text) or "")
     return text.startswith("{") if text else None

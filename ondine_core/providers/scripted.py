@@ -1,6 +1,6 @@
 """A model that answers from a script: a public fake for users' tests, deterministic and without a network.
 
-It is used in the place of a model, so the real pipeline is tested: `enrich(..., model=ScriptedModel(...))` or
+Pass it where a model is expected, so the test runs the real pipeline: `enrich(..., model=ScriptedModel(...))` or
 `resources={"llm": ScriptedModel(...)}`.
 """
 
@@ -22,14 +22,14 @@ class ScriptedModel:
     """Answers every call from a function or a mapping and keeps a record of the calls.
 
     Args:
-        answers: A function from the last message's text to the answer; or a mapping whose first key found in that text
-            names it. An answer is a text, or anything JSON can carry, or a `Reply` for full control.
-        latency_s: Seconds each reply takes.
-        faults: How the first calls end, one item a call: an exception to raise, or `None` to answer normally.
-        max_batch_size: Most prompts a call may carry. By default each comes in a call of its own, whatever the asset's
-            `batch_size`, so that a script need not know how rows travel.
-        name: What it is called in keys and reports. Scripts that share a store and answer differently need other names.
-        sleep: Waits for seconds; a virtual clock's in tests.
+        answers: A function from the last message's text to the answer; or a mapping, of which the first key in that
+            text gives the answer. An answer is a text, any JSON value, or a `Reply` for full control.
+        latency_s: Seconds that each reply takes.
+        faults: The outcomes of the first calls, one item a call: an exception to raise, or `None` to answer normally.
+        max_batch_size: The most prompts in a call. By default each prompt has a call of its own, whatever the asset's
+            `batch_size`, so scripts need not read batches.
+        name: Its name in keys and reports. Scripts that share a store and answer differently need different names.
+        sleep: Waits for seconds; tests pass that of a virtual clock.
 
     Attributes:
         calls: The calls made so far.
@@ -64,7 +64,7 @@ class ScriptedModel:
         if isinstance(answer, Reply):
             return answer
         text = answer if isinstance(answer, str) else json.dumps(answer)
-        # About four characters a token, so that tests of cost have something to count.
+        # About four characters a token, so that tests can compute costs.
         usage = Usage(sum(len(message.content) for message in call.messages) // 4, 0, len(text) // 4)
         return Reply(text, usage, request_id=f"scripted-{len(self.calls)}", latency_s=self.latency_s)
 

@@ -1,9 +1,9 @@
 """Rewrites a JSON schema into the subset that strict structured output takes.
 
-By OpenAI's guide to structured outputs: the keywords, formats and limits named here, every property required and no
-other allowed, an object at the root. A keyword outside the subset that only narrows values goes into the description,
-and the parser checks it. For what cannot be put into the subset at all (a mapping with any keys, a value of any type),
-the caller puts the schema into the prompt.
+By OpenAI's guide to structured outputs, the subset has the keywords, formats and limits named here, all properties
+required and no other allowed, and an object at the root. A keyword outside the subset that only narrows values is
+written into the description, and the parser checks it. A schema that cannot be expressed at all (a mapping with any
+keys, a value of any type) is put into the prompt by the caller.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _MANY_CHOICES, _MAX_CHARACTERS_OF_MANY = 250, 15_000
 
 
 class _NotStrictError(Exception):
-    """The schema is not in the subset, and nothing of the same meaning is."""
+    """The schema cannot be expressed in the subset."""
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaSubset:
-    """What a server's strict mode knows.
+    """The part of JSON schema that a server's strict mode supports.
 
     Args:
-        constraints: Whether it knows patterns, formats and bounds; Azure and Cerebras do not.
-        any_choices: Whether it knows choices of numbers and of an empty text; Gemini knows those of other texts only.
+        constraints: Whether it supports patterns, formats and bounds; Azure and Cerebras do not.
+        any_choices: Whether it supports choices of any values; Gemini supports choices of non-empty texts only.
     """
 
     constraints: bool = True
@@ -60,7 +60,7 @@ ALL: Final = SchemaSubset()
 
 @lru_cache(maxsize=64)
 def strict_schema(json_schema: bytes, subset: SchemaSubset = ALL) -> bytes | None:
-    """`json_schema`, an inlined one, in the subset of strict mode that a server knows; `None` if that cannot be."""
+    """`json_schema`, which is inlined, rewritten into `subset`; `None` if that is not possible."""
     try:
         strict = _rewrite(orjson.loads(json_schema), subset)
         _check_limits(strict)
@@ -113,7 +113,7 @@ def _shape(node: Mapping[str, Any], subset: SchemaSubset) -> dict[str, Any]:  # 
 
 
 def _merge(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`node` with the only schema of its `allOf` written in place; its own keywords win."""
+    """`node` merged with the only schema of its `allOf`; the keywords of `node` take precedence."""
     parts = node["allOf"]
     if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], Mapping):
         raise _NotStrictError
@@ -129,13 +129,13 @@ def _any_of(options: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _choices(values: list[Any], subset: SchemaSubset) -> dict[str, Any]:
-    """A choice of `values`, with the type beside it that strict mode wants."""
+    """A choice of `values`, with the type that strict mode requires beside it."""
     by_type: dict[str, list[Any]] = {}
     for value in values:
         by_type.setdefault(_type_of(value), []).append(value)
     return _any_of(
-        {"type": name} if _is_plain(name, some, subset) else {"type": name, "enum": some}
-        for name, some in by_type.items()
+        {"type": name} if _is_plain(name, choices, subset) else {"type": name, "enum": choices}
+        for name, choices in by_type.items()
     )
 
 
@@ -163,7 +163,7 @@ def _type_of(value: Any) -> str:
 
 
 _BEYOND_REGULAR = re.compile(r"\(\?(?!:)|\\[1-9bBAZzpPkX]")
-"""Look-around, flags, named groups, references and anchors, which automata for constrained decoding do not have."""
+"""Look-around, flags, named groups, references and anchors, which constrained decoding does not support."""
 
 
 def _is_allowed(key: str, value: Any) -> bool:

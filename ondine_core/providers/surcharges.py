@@ -1,4 +1,4 @@
-"""Surcharges of regional endpoints: what a token costs more there than listed, by the price data."""
+"""Surcharges of regional endpoints on the listed prices of tokens, by the price data."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _TOKEN_PRICES = ("input", "output", "cached_input", "reasoning", "cache_write", 
 
 
 def find_surcharge(spec: ModelSpec) -> Decimal:
-    """The factor on listed prices of tokens at the endpoint that `spec` is asked at; 1 without a surcharge."""
+    """The factor on listed prices of tokens at the endpoint of `spec`; 1 without a surcharge."""
     name = _surcharge_name(spec)
     factor = (find_entry(spec.listed_as) or {}).get(name) if name else None
     return Decimal(1) if factor is None else Decimal(repr(factor))
 
 
 def _surcharge_name(spec: ModelSpec) -> str | None:
-    """The entry of the price data that has the factor."""
+    """The name of the factor in the price data; `None` if the endpoint has none."""
     if spec.dialect == "openai":
         return _OPENAI_HOSTS.get(urlsplit(find_address(spec) or "").hostname or "")
     if spec.dialect == "vertex_ai":
-        # litellm asks in a region where no location is set.
+        # Without a location litellm uses a regional endpoint.
         location = spec.settings.get("vertex_location") or first_set(_VERTEX_LOCATION)
         return None if str(location).lower() == "global" else _VERTEX
     return None
 
 
 def add_surcharge(price: Price, factor: Decimal) -> Price:
-    """`price` with each token at `factor` times what it costs."""
+    """`price` with the prices of tokens multiplied by `factor`."""
     if factor == 1:
         return price
     prices = {name: getattr(price, name) for name in _TOKEN_PRICES}

@@ -1,7 +1,7 @@
-"""Price tiers: which provider has which, how a request asks for one, and what a reply calls it.
+"""Price tiers: which provider has which, how a request asks for one, and the names of tiers in replies.
 
-A tier is a way of asking, so it is in no key. The tier that a reply names decides what the call costs; until then it is
-reserved at the most expensive tier that may answer.
+A tier does not change answers, so keys do not include it. A call costs the price of the tier that its reply names;
+until then the price of the most expensive tier that may answer is reserved.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class ProviderTiers:
     """The tiers of a provider besides `"standard"`, which every provider has.
 
     Args:
-        words: What the request field `service_tier` says for each.
-        at_list_price: Those that cost as much as the standard tier, at most, where the price data does not say.
-        is_listed: Whether the price data says which models have which; otherwise all models are taken to have all.
-        has_jobs: Whether it has a batch API, which is the tier `"batch"`.
+        words: The value of the request field `service_tier` for each tier.
+        at_list_price: Tiers that cost at most as much as the standard tier; used if the price data has no price.
+        is_listed: Whether the price data says which models have which tiers; otherwise all models are assumed to.
+        has_jobs: Whether the provider has a batch API, which is the tier `"batch"`.
     """
 
     words: Mapping[Tier, str]
@@ -41,9 +41,9 @@ _PROVIDERS: Mapping[str, ProviderTiers] = {
     "bedrock": ProviderTiers(_BOTH),
     "fireworks_ai": ProviderTiers({"priority": "priority"}),
     "openrouter": ProviderTiers(_BOTH, is_listed=False),
-    # Flex has higher limits at the same price; performance is capacity that is paid for by contract.
+    # Flex has higher limits at the same price; performance is capacity by contract.
     "groq": ProviderTiers({"flex": "flex", "priority": "performance"}, ("flex",), is_listed=False, has_jobs=True),
-    # Committed capacity where there is some, otherwise the standard tier.
+    # Capacity by contract if the account has some, otherwise the standard tier.
     "anthropic": ProviderTiers({"priority": "auto"}, ("priority",), is_listed=False, has_jobs=True),
     # Batches are cheaper at Mistral, and at Together for some models; the price data does not say by how much.
     "mistral": ProviderTiers({}, ("batch",), has_jobs=True),
@@ -61,11 +61,11 @@ _NAMES: Mapping[str, Tier] = {
     "performance": "priority",
     "batch": "batch",
 }
-"""What replies call the tiers."""
+"""The names of tiers in replies."""
 
 
 def find_tiers(spec: ModelSpec) -> tuple[Tier, ...]:
-    """The tiers of the model of `spec`, as far as is known; the standard one first."""
+    """The known tiers of the model of `spec`, the standard one first."""
     provider = _PROVIDERS.get(spec.dialect)
     if provider is None:
         return ("standard",)
@@ -86,7 +86,7 @@ def check_tier(spec: ModelSpec) -> None:
 
 
 def tier_fields(spec: ModelSpec, tier: Tier) -> dict[str, str]:
-    """The request fields that ask for `tier`; none for the standard one, nor for a batch job, which has no field."""
+    """The request fields that ask for `tier`; empty for the standard one and for batch jobs."""
     provider = _PROVIDERS.get(spec.dialect)
     if provider is None or tier not in provider.words:
         return {}
@@ -94,17 +94,14 @@ def tier_fields(spec: ModelSpec, tier: Tier) -> dict[str, str]:
 
 
 def billed_tier(named: str | None, asked: Tier) -> Tier | None:
-    """The tier that a reply was billed at, `None` if it names one that is not known.
-
-    Where the reply does not say, it is the tier that was asked for.
-    """
+    """The tier that a reply was billed at: the one that it names, else `asked`; `None` for an unknown name."""
     if named is None or named == "auto":
         return asked
     return _NAMES.get(named.lower())
 
 
 def find_tier_prices(spec: ModelSpec) -> dict[Tier, Price]:
-    """The prices of the tiers of the model of `spec` at its endpoint, as far as they are known."""
+    """The known prices of the model of `spec` at its endpoint, by tier."""
     provider = _PROVIDERS.get(spec.dialect)
     prices: dict[Tier, Price] = {}
     hour, surcharge = spec.prompt_cache == "1h", find_surcharge(spec)

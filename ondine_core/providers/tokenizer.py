@@ -2,9 +2,9 @@
 
 tiktoken downloads its encodings at first use; here they come from `model_data`, without a network. Other providers do
 not publish their tokenizers or keep them on a hub, so their counts are OpenAI's with a measured margin (see
-`_FAMILIES`). What a provider reports after a call is always better; a count is for what must be known before.
+`_FAMILIES`). A count is for estimates before a call; after it, the provider's own figure is better.
 
-Counts are of bare text, without the few tokens that frame each message of a chat.
+Counts do not include the few tokens that a chat format adds to each message.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ondine_core.types.forking import make_lock
 
 
 def counter(model: str, *, cautious: bool = True) -> Callable[[str], int]:
-    """A function from a text to the tokens it takes with `model`, named as in `openai/gpt-4o-mini`.
+    """A function that counts the tokens of a text for `model`, named as in `openai/gpt-4o-mini`.
 
-    It loads what it needs at its first call (half a second, once a process), and any thread may use it.
+    Its first call loads the encoding (half a second, once a process); any thread may call it.
 
-    Where the tokenizer of the model is not known, counts have the whole margin if `cautious`, else half of it.
+    If the tokenizer of the model is not known, counts have the whole margin if `cautious`, else half of it.
 
     Example:
         >>> counter("openai/gpt-4o-mini")("tiktoken is great!")
@@ -35,7 +35,7 @@ def counter(model: str, *, cautious: bool = True) -> Callable[[str], int]:
 
 
 def min_tokens(text: str) -> int:
-    """Tokens of `text` in that of OpenAI's vocabularies which takes fewer, without a margin."""
+    """The fewest tokens of `text` in any of OpenAI's vocabularies, without a margin."""
     return min(sum(len(encode(piece)) for piece in _pieces(text)) for encode in map(_encoder, _ENCODINGS))
 
 
@@ -43,17 +43,17 @@ def _count(model: str, cautious: bool, text: str) -> int:
     return _measure(model, cautious=cautious)(text)
 
 
-# -- what is known of a model --------------------------------------------------------------------------------------
+# -- families of models --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """How models count whose tokenizer is alike.
+    """How to count the tokens of models with similar tokenizers.
 
     Args:
-        encoding: OpenAI's encoding that comes closest.
-        percent: What its counts are multiplied by.
-        digits_alone: Whether each digit is a token, where OpenAI's encodings have up to three in one.
+        encoding: The closest of OpenAI's encodings.
+        percent: The factor on its counts, in percent.
+        digits_alone: Whether each digit is a token; OpenAI's encodings have up to three digits in one.
     """
 
     encoding: str
@@ -101,9 +101,9 @@ def _measure(model: str, *, cautious: bool) -> Callable[[str], int]:
     encode = _encoder(family.encoding)
 
     def measure(text: str) -> int:
-        tokens = sum(len(encode(piece)) for piece in _pieces(text)) if len(text) > _MAX_PIECE else len(encode(text))
+        tokens = sum(len(encode(piece)) for piece in _pieces(text))
         if family.digits_alone:
-            # Three digits that were one token are three: two more for every three digits, at most.
+            # Three digits in one token become three tokens: at most two more for every three digits.
             tokens += -(-2 * sum(map(text.count, "0123456789")) // 3)
         return -(-tokens * percent // 100)
 
@@ -113,7 +113,7 @@ def _measure(model: str, *, cautious: bool) -> Callable[[str], int]:
 # -- long texts ----------------------------------------------------------------------------------------------------
 
 _MAX_PIECE = 1000
-"""Characters that tiktoken is given at once.
+"""The most characters for one call of tiktoken.
 
 It panics at a megabyte of blanks, and before 0.13 its time grew with the square of a run of characters without a blank.
 """
@@ -122,12 +122,12 @@ It panics at a megabyte of blanks, and before 0.13 its time grew with the square
 def _pieces(text: str) -> Iterator[str]:
     """`text` in pieces of at most `_MAX_PIECE` characters.
 
-    No token spans the end of a word and the blank behind it, so a cut there changes no count. A run without such a
-    place is cut anywhere, which adds a token or so to each piece.
+    No token spans the end of a word and the blank behind it, so a cut there changes no count. A run without blanks is
+    cut anywhere, which adds about one token to each piece.
     """
     start = 0
     while len(text) - start > _MAX_PIECE:
-        # Not at a line feed: one token may hold it and what stands before it.
+        # Not at a line feed, which may be in one token with the characters before it.
         cut = text.rfind(" ", start + 1, start + _MAX_PIECE + 1)
         while cut > start and text[cut - 1].isspace():
             cut = text.rfind(" ", start + 1, cut)
@@ -137,7 +137,7 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-# -- encodings, from files that are there --------------------------------------------------------------------------
+# -- encodings, from local files -----------------------------------------------------------------------------------
 
 _ENCODINGS = (_O200K, _CL100K)
 _FOLDER_VARIABLE = "TIKTOKEN_CACHE_DIR"

@@ -1,7 +1,7 @@
 """Reads the token counts and costs of a reply in OpenAI's dialect.
 
-Servers write them in many ways. A count that is missing, is not a count, or contradicts another makes the usage
-incomplete; what the figures prove is kept, and `charges` decides what that costs.
+Servers write them in many ways. A count that is missing, invalid or in contradiction to another makes the usage
+incomplete; the figures that are certain are kept, and `charges` decides what the call costs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PICO = Decimal("1e-12")
 
 
 def usage_of(data: Mapping[str, Any]) -> Usage:
-    """The token counts of a completion, as far as they prove anything."""
+    """The token counts of a completion, as far as they are certain."""
     usage = _usage_object(data)
     plain = _plain_usage(usage)
     if plain is not None:
@@ -55,11 +55,11 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
                 counts.setdefault(name, _count(value))
     sent, received = _largest(counts, _SENT), _largest(counts, _RECEIVED)
     read, written = _largest(counts, _READ) or 0, _largest(counts, _WRITTEN) or 0
-    # Where the prompt has Anthropic's name, tokens read from and written to the cache are not included in it.
+    # Anthropic's `input_tokens` do not include the tokens read from and written to the cache.
     if sent is not None and "prompt_tokens" not in counts and {_READ_APART, _WRITTEN_APART} & counts.keys():
         sent += read + written
     is_complete = None not in counts.values() and bool(sent) and received is not None
-    found = Usage(
+    counted = Usage(
         sent or 0,
         read,
         received or 0,
@@ -68,11 +68,11 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
         is_complete=is_complete,
         cache_write_1h_tokens=_largest(counts, _WRITTEN_FOR_1H) or 0,
     )
-    return _reconcile(found, _largest(counts, _TOTAL) or None)  # LiteLLM writes 0 where its provider gave none
+    return _reconcile(counted, _largest(counts, _TOTAL) or None)  # LiteLLM writes 0 for a total that it does not know
 
 
 def _plain_usage(usage: Mapping[str, Any]) -> Usage | None:
-    """The counts of a usage that says no more than OpenAI's own and adds up, as nearly all do; `None` of any other."""
+    """The counts of a usage with OpenAI's fields only that adds up, which is the most frequent; `None` for others."""
     sent: Any = usage.get("prompt_tokens")
     received: Any = usage.get("completion_tokens")
     if not (usage.keys() <= _PLAIN and is_count(sent) and sent and is_count(received)):
@@ -91,7 +91,7 @@ def _plain_usage(usage: Mapping[str, Any]) -> Usage | None:
 
 
 def _reconcile(usage: Usage, total: int | None) -> Usage:
-    """`usage` with the tokens that its parts prove of each other, and the total of them all."""
+    """Correct `usage` by its own parts and the `total` of the reply, which may contradict each other."""
     cached = usage.cached_input_tokens + usage.cache_write_tokens
     sent = usage.input_tokens
     received = usage.output_tokens
@@ -99,7 +99,7 @@ def _reconcile(usage: Usage, total: int | None) -> Usage:
     missing = 0 if total is None else total - sent - received
     if not missing and cached <= sent and thought <= received:
         return usage
-    # Most include thinking and the cache in the other parts; xAI, Gemini and some gateways do not.
+    # Most servers include thinking in the output and the cache in the input; xAI, Gemini and some gateways do not.
     if missing > 0 and missing == thought != cached:
         return replace(usage, output_tokens=received + thought)
     if missing > 0 and missing == cached > sent:
@@ -168,7 +168,7 @@ def _number(value: Any) -> Decimal | None:
 
 
 def stated_usd_of(data: Mapping[str, Any]) -> Decimal | None:
-    """What a completion says it costs (OpenRouter, xAI, Perplexity, DeepInfra and gateways do); `None` if nothing."""
+    """The cost that a completion states, as OpenRouter, xAI, Perplexity, DeepInfra and gateways do; else `None`."""
     usage = _usage_object(data)
     if usage.keys().isdisjoint(_COSTS):
         return None
@@ -181,18 +181,21 @@ def stated_usd_of(data: Mapping[str, Any]) -> Decimal | None:
 
 
 def stated_usd_in(headers: Mapping[str, str]) -> Decimal | None:
-    """What the headers of a reply say it costs; a proxy that knows no price writes 0, which says nothing."""
+    """The cost that the headers of a reply state; not 0, which a proxy writes for a price that it does not know."""
     stated = [_usd(headers[name]) for name in _COST_HEADERS if name in headers]
     return next(filter(None, stated), None)
 
 
 def _with_own_key(usd: Decimal, usage: Mapping[str, Any]) -> Decimal | None:
-    """OpenRouter's charge, and where it called with a key of the user what that key was charged on top."""
-    is_own, upstream = usage.get("is_byok"), _usd(_object(usage.get("cost_details")).get("upstream_inference_cost"))
+    """OpenRouter's charge, plus the provider's charge to the user's own key if OpenRouter called with that."""
+    is_own = usage.get("is_byok")
+    upstream = _usd(_object(usage.get("cost_details")).get("upstream_inference_cost"))
     if is_own is True:
         return None if upstream is None else usd + upstream
+    if is_own is False or upstream is None or upstream <= usd:
+        return usd
     # Without the flag, a provider that was paid more than OpenRouter charged was paid by the user.
-    return usd + upstream if is_own is not False and upstream is not None and upstream > usd else usd
+    return usd + upstream
 
 
 def _usd(value: Any, unit: Decimal = Decimal(1)) -> Decimal | None:

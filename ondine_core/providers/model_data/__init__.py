@@ -1,9 +1,9 @@
 """Offline data about models: prices, token limits, providers, and the files of OpenAI's tokenizers.
 
 The data is litellm's, which keeps some 4,000 models up to date. This package has a copy of the part that is used, so
-that litellm (117 MB) is needed only to call providers through it. Where an installed litellm is newer than the copy,
-its files are read instead, without importing it: `pip install -U litellm` refreshes the prices. `python -m
-ondine_core.providers.model_data` makes the copy anew.
+litellm (117 MB) is needed only to call providers through it. If an installed litellm is newer than the copy, its files
+are read instead, without importing it: `pip install -U litellm` refreshes the prices. `python -m
+ondine_core.providers.model_data` renews the copy.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class Source:
 
 @cache
 def source() -> Source:
-    """Whose data is used: the installed litellm's if that is newer than the copy, else the copy's."""
+    """The release whose data is used: the installed litellm if it is newer than the copy, else the copy's."""
     copy = Source(**orjson.loads((_HERE / SOURCE).read_bytes()))
     if installed_litellm() is None:
         return copy
     try:
         installed = version("litellm")
-    except PackageNotFoundError:  # a folder of that name
+    except PackageNotFoundError:  # only a folder of that name
         return copy
-    return Source(installed) if _parts(installed) > _parts(copy.version) else copy
+    return Source(installed) if _numbers(installed) > _numbers(copy.version) else copy
 
 
 @cache
@@ -73,9 +73,9 @@ def model_facts() -> Mapping[str, Mapping[str, Any]]:
 def provider_names() -> frozenset[str]:
     """The names of the providers that litellm has."""
     litellm = _newer_litellm()
-    return (
-        frozenset(orjson.loads((_HERE / PROVIDERS).read_bytes())) if litellm is None else read_provider_names(litellm)
-    )
+    if litellm is None:
+        return frozenset(orjson.loads((_HERE / PROVIDERS).read_bytes()))
+    return read_provider_names(litellm)
 
 
 def _newer_litellm() -> Path | None:
@@ -94,8 +94,8 @@ def installed_litellm() -> Path | None:
 def read_provider_names(litellm: Path) -> frozenset[str]:
     """The names of the providers in the data files of the litellm in this folder.
 
-    What the files say of chat is not used: in recent releases it is false for Hugging Face, NVIDIA and others that
-    litellm can chat with.
+    Providers without the mark for chat are included: in recent releases it is missing for Hugging Face, NVIDIA and
+    others that litellm can chat with.
     """
     names = set(orjson.loads((litellm / _LITELLM_ENDPOINTS).read_bytes())["providers"])
     configured = litellm / _LITELLM_CONFIGURED
@@ -104,5 +104,5 @@ def read_provider_names(litellm: Path) -> frozenset[str]:
     return frozenset(name.partition("/")[0] for name in names)
 
 
-def _parts(release: str) -> tuple[int, ...]:
+def _numbers(release: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", release)[:3])

@@ -1,6 +1,6 @@
-"""`python -m ondine_core.providers.model_data [FOLDER]`: copy what is used of the installed litellm's data.
+"""`python -m ondine_core.providers.model_data [FOLDER]`: copy the used part of the installed litellm's data.
 
-Without a folder the copy in this package is replaced, which is for maintainers of Ondine; its users upgrade litellm.
+Without a folder it replaces the copy in this package, which is for maintainers of Ondine; users upgrade litellm.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(folder: Path) -> int:
     encodings = folder / ENCODINGS.name
     encodings.mkdir(parents=True, exist_ok=True)
     models = orjson.loads((litellm / LITELLM_PRICES).read_bytes())
-    # A model a line, so that a change of prices can be read as a difference of text.
+    # A model a line, so a diff shows changes of prices.
     lines = [f"{orjson.dumps(name).decode()}:{orjson.dumps(facts).decode()}" for name, facts in select(models).items()]
     (folder / PRICES).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     (folder / PROVIDERS).write_bytes(orjson.dumps(sorted(read_provider_names(litellm)), option=orjson.OPT_INDENT_2))
@@ -60,7 +60,7 @@ def main(folder: Path) -> int:
 
 
 def select(models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The models that answer in text, and of each what is used."""
+    """The used facts of each model that answers in text."""
     return {
         name: {key: fact for key, fact in facts.items() if _USED.fullmatch(key)}
         for name, facts in sorted(models.items())
