@@ -6,7 +6,6 @@ The store is the checkpoint. It has no rows of tables, only the answers to promp
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from ondine_core.store.connect import StoreAddress, parse_address
@@ -37,8 +36,8 @@ def open_store(
     durability: Durability = "process",
     wait_timeout_s: float = 30.0,
     warn: Callable[[str], None] = warn_in_log,
-) -> AbstractContextManager[Store]:
-    """Open the store at `path_or_url`, for use in a `with` statement that closes it.
+) -> Store:
+    """Open the store at `path_or_url`; close it with `close()`, or use it in a `with` statement, which does that.
 
     Args:
         path_or_url: The path of a file, which is created if absent (`":memory:"` is not kept), or a URL such as
@@ -52,7 +51,7 @@ def open_store(
         ConfigError: The URL is of another kind, or the driver for Postgres is not installed.
         StoreError: The store cannot be created or opened, is not a store, or has a newer format.
     """
-    return closing(Store(path_or_url, durability=durability, wait_timeout_s=wait_timeout_s, warn=warn))
+    return Store(path_or_url, durability=durability, wait_timeout_s=wait_timeout_s, warn=warn)
 
 
 def find_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -> str:

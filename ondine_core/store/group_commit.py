@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 from ondine_core.errors import StoreError
 from ondine_core.store import claims, ledger_rows
@@ -70,6 +70,12 @@ class Store:
         self._passed_on = 0  # groups that the thread has not carried out yet; while there are any, it uses the database
         self._thread = threading.Thread(target=self._serve, name="ondine-store", daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         """The answers known for `keys`; unknown keys are absent."""
