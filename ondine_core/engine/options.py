@@ -26,6 +26,10 @@ from ondine_core.types.protocols import AnswerStore
 from ondine_core.types.values import ModelSpec
 
 
+def _ignore(_: object) -> None:
+    """The call-back that options have by default; options can be sent to another process, where a lambda cannot."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Everything about a run that does not change what an answer means.
@@ -68,17 +72,17 @@ class Options:
     price: Price | None = None
     max_cost_usd: Decimal | float | None = None
     caps: tuple[BudgetLimit, ...] = ()
-    on_threshold: Callable[[str], None] = lambda _: None
+    on_threshold: Callable[[str], None] = _ignore
     fallbacks: tuple[ModelSpec, ...] = ()
-    on_warning: Callable[[str], None] = lambda _: None
-    on_job: Callable[[str], None] = lambda _: None
+    on_warning: Callable[[str], None] = _ignore
+    on_job: Callable[[str], None] = _ignore
     origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
     budget_run: str | None = None
     lease: str | None = None
     lease_ttl_s: float = 30.0
     progress_bar: bool | None = None
-    on_wait: Callable[[float], None] = lambda _: None
-    on_progress: Callable[[Progress], None] = lambda _: None
+    on_wait: Callable[[float], None] = _ignore
+    on_progress: Callable[[Progress], None] = _ignore
     observers: tuple[ObserverSpec, ...] = ()
     traceparent: str | None = None
     on_observer_error: Callable[[str], None] = logging.getLogger(__name__).warning

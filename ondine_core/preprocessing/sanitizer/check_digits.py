@@ -97,14 +97,10 @@ _DATE = re.compile(
 )
 
 
-def phone_length(min_digits: int, max_digits: int) -> Check:
-    """A check for `min_digits` to `max_digits` digits that do not begin like a date."""
-
-    def check(match: str) -> int:
-        digits = sum(map(match.count, "0123456789"))
-        return len(match) if min_digits <= digits <= max_digits and not _DATE.match(match) else 0
-
-    return check
+def phone_length(match: str, min_digits: int, max_digits: int) -> int:
+    """`min_digits` to `max_digits` digits that do not begin like a date."""
+    digits = sum(map(match.count, "0123456789"))
+    return len(match) if min_digits <= digits <= max_digits and not _DATE.match(match) else 0
 
 
 def secret_length(match: str) -> int:

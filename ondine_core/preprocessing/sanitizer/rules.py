@@ -7,6 +7,7 @@ proportional to the text: repeats are bounded, or possessive and entered at one 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from ondine_core.preprocessing.sanitizer.check_digits import (
     Check,
@@ -191,14 +192,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "PHONE",
         rf"{_START}(?<![0-9]/)\(?0[1-9][0-9]{{0,4}}\)?[ ./-]{{1,3}}[0-9](?:[ ./-]{{0,2}}[0-9]){{4,9}}{_END}(?!/[0-9])",
-        phone_length(9, 12),
+        partial(phone_length, min_digits=9, max_digits=12),
         digits=9,
     ),
     Rule(
         "PHONE",
         rf"(?i)(?<![a-z])(?:{_PHONE_WORDS})(?![a-z])(?:{_PHONE_LINKS}){{0,8}}"
         r"(?P<value>[+(]{0,2}[0-9](?:[ ./()-]{0,3}[0-9]){6,14})(?![0-9])",
-        phone_length(7, 15),
+        partial(phone_length, min_digits=7, max_digits=15),
         digits=7,
         hints=_PHONE_HINTS,
     ),

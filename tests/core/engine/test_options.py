@@ -1,7 +1,8 @@
 import asyncio
+import pickle
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from ondine_core import (
     Rates,
     Sanitizer,
     ScriptedModel,
+    enrich_sync,
     load_presets,
     open_store,
     preset,
@@ -52,11 +54,32 @@ def test_invalid_store_is_refused(store: Any) -> None:
 
 
 def test_store_is_a_path_or_an_open_store(tmp_path: Path) -> None:
-    """A text, a path and an open store are accepted."""
+    """A text, a path and an open store are accepted; cells of a notebook open a store without a `with` statement."""
     with open_store(":memory:") as store:
         assert Options(store=store).store is store
+    opened = open_store(":memory:")
+    assert Options(store=opened).store is opened
+    opened.close()
     assert Options(store=tmp_path / "answers.db").store == tmp_path / "answers.db"
     assert Options(store="answers.db").store == "answers.db"
+
+
+def test_what_a_run_is_given_can_be_sent_to_another_process() -> None:
+    """As `multiprocessing` and task queues do with arguments."""
+    options = Options(store="answers.db", max_cost_usd=5, policy=Policy(batch_size=20, keep_replies=True))
+    sent, sanitizer = pickle.loads(pickle.dumps((options, Sanitizer(patterns={"CUSTOMER": "C-[0-9]{6}"}))))
+    model = ScriptedModel({"": "fine"})
+    report = enrich_sync(
+        {"text": ["C-123456, 030 1234567"]},
+        prompt="About {text}",
+        output="out",
+        model=model,
+        sanitize=sanitizer,
+        options=replace(sent, store=":memory:"),
+    )
+    assert report.column("out") == ["fine"]
+    assert [call.messages[-1].content for call in model.calls] == ["About [CUSTOMER], [PHONE]"]
+    assert (sent.origin, sent.max_cost_usd, sent.policy.batch_size) == (options.origin, 5, 20)
 
 
 async def hold_back(**arguments: Any) -> None:
