@@ -48,8 +48,7 @@ class ProviderHealth:
         self._replied = self._answered = False
         self._no_capacity_since: float | None = None  # and no reply since
         self._failing: set[tuple[Key, ...]] = set()  # since the last reply
-        self._lost: set[Key] = set()  # prompts of larger batches that lost the most calls allowed
-        self._overdue: set[Key] = set()  # prompts of larger batches that failed for longer than an outage may last
+        self._halved: dict[Key, RetryPolicy] = {}  # how calls with prompts of halved batches are retried
         self._doubted: FatalError | None = None
         self._doubts = 0
         self._unreachable_in_a_row = 0
@@ -99,19 +98,19 @@ class ProviderHealth:
     def note_halved(self, keys: tuple[Key, ...], error: TransientError) -> None:
         """Record that a batch of these prompts is asked in halves, which take its place among failing calls."""
         self._failing.discard(keys)
-        if error.times_lost >= self.retry_policy(keys).max_lost:
-            self._lost.update(keys)
+        policy = self.retry_policy(keys)
+        if error.times_lost >= policy.max_lost:
+            policy = replace(policy, max_lost=1)
         if self._is_long():
-            self._overdue.update(keys)
+            policy = replace(policy, max_attempts=1)
+        self._halved |= dict.fromkeys(keys, policy)
 
     def retry_policy(self, keys: tuple[Key, ...]) -> RetryPolicy:
         """How a call with these prompts is retried; the halves of a batch continue where the batch ended."""
-        policy = self._run.policy.retry
-        if not self._lost.isdisjoint(keys):
-            policy = replace(policy, max_lost=1)
-        if not (self._answered or self._overdue.isdisjoint(keys)):
-            policy = replace(policy, max_attempts=1)
-        return policy
+        usual = self._run.policy.retry
+        policy = next((self._halved[key] for key in keys if key in self._halved), usual)
+        is_shortened = policy.max_attempts < usual.max_attempts
+        return replace(policy, max_attempts=usual.max_attempts) if is_shortened and self._answered else policy
 
     # -- what is at fault ------------------------------------------------------------------------------------------
 
