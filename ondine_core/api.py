@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
+from uuid import uuid4
 
 from ondine_core.engine.gc_tuning import rare_garbage_collection
 from ondine_core.engine.in_thread import run_in_thread
@@ -77,7 +78,7 @@ async def enrich(  # noqa: PLR0913  (by keyword)
     """
     spec, opened = _spec_and_model(model)
     task = compile_task(prompt, output, spec, clean=clean, sanitize=sanitize)
-    options = _checked(options)
+    options = _for_one_run(options)
     with progress_bar(options.progress_bar) as show:
 
         def on_progress(progress: Progress) -> None:
@@ -101,7 +102,7 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
     """`enrich` for code that is not a coroutine; works in notebooks, too. Same arguments, result and errors."""
     spec, opened = _spec_and_model(model)
     task = compile_task(prompt, output, spec, clean=clean, sanitize=sanitize)
-    options = _checked(options)
+    options = _for_one_run(options)
     latest: list[Progress] = []
 
     def on_progress(progress: Progress) -> None:
@@ -122,11 +123,13 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
             tick()
 
 
-def _checked(options: Options | None) -> Options:
+def _for_one_run(options: Options | None) -> Options:
+    """`options` with a name for the run if they have none, since one value may be the options of many runs."""
     given: Any = options or Options()
     if not isinstance(given, Options):
         raise ConfigError(f"options is a {type(given).__name__}; give options=Options(store=..., ...).")
-    return given
+    origin = given.origin
+    return given if origin.run else replace(given, origin=replace(origin, run=uuid4().hex))
 
 
 def _spec_and_model(model: str | ModelSpec | ChatModel) -> tuple[ModelSpec, ChatModel | None]:

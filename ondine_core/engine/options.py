@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import get_args
-from uuid import uuid4
 
 from ondine_core.engine.policy import Policy
 from ondine_core.errors import ConfigError
@@ -19,7 +18,7 @@ from ondine_core.store import Durability, parse_address
 from ondine_core.telemetry.registry import ObserverSpec, check_observers
 from ondine_core.types.clock import Clock
 from ondine_core.types.field_types import check_types
-from ondine_core.types.ledger import Origin
+from ondine_core.types.ledger import NO_ORIGIN, Origin
 from ondine_core.types.numbers import is_positive
 from ondine_core.types.progress import Progress
 from ondine_core.types.protocols import AnswerStore
@@ -49,7 +48,7 @@ class Options:
         on_warning: Called when a fallback takes over, when the rest of a run goes at the standard price tier, when the
             provider withdraws the model within 30 days, and with what a person should know about batch jobs.
         on_job: Called with a sentence when a batch job was submitted, and with its progress.
-        origin: Run, asset and partition, for the ledger; by default a run of its own.
+        origin: Run, asset and partition, for the ledger; without a run, each call of `enrich` is a run of its own.
         budget_run: The run whose budgets are drawn from, if this one repeats it; by default that of `origin`.
         lease: Name under which one process at a time works on this store; others wait, and find its answers then.
         lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
@@ -76,7 +75,7 @@ class Options:
     fallbacks: tuple[ModelSpec, ...] = ()
     on_warning: Callable[[str], None] = _ignore
     on_job: Callable[[str], None] = _ignore
-    origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
+    origin: Origin = NO_ORIGIN
     budget_run: str | None = None
     lease: str | None = None
     lease_ttl_s: float = 30.0

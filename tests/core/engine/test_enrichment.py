@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ondine_core import (
     Options,
     Origin,
     Policy,
+    Price,
     Report,
     ScriptedModel,
     enrich,
@@ -197,6 +199,15 @@ def test_second_run_asks_only_what_is_new(
     assert len(provider.ledger.requests) - 20 == report.spend.calls == calls
     assert report.column("answer") == again["text"]
     assert report.progress.rows_reused == len(again["text"]) - calls
+
+
+def test_options_that_are_used_again_are_for_another_run(tmp_path: Path) -> None:
+    """Each call has its own ledger and its own cap, as if the options were written again."""
+    price = Price(*[Decimal("0.001")] * 3)
+    chosen = replace(options(tmp_path / "answers.db"), price=price, max_cost_usd=0.34)  # the bound of one call
+    with Provider() as provider:
+        runs = [ask(provider, {"text": [f"{number}"]}, chosen, max_output_tokens=200) for number in range(6)]
+    assert [run.audit.answered.calls for run in runs] == [1] * 6
 
 
 def test_enrich_sync_works_under_a_running_event_loop() -> None:
