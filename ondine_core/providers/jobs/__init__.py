@@ -1,6 +1,6 @@
-"""Batch APIs: from a model's name to the API to which jobs of its calls can be submitted.
+"""Connects the batch API of a model by the model's name.
 
-The tier `"batch"` of `providers.tiers` is offered for exactly the providers that are here.
+The providers here are exactly those for which `providers.tiers` has the tier `"batch"`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ __all__ = ["connect_jobs"]
 
 
 def connect_jobs(spec: ModelSpec) -> JobApi:
-    """The batch API for the model that `spec` names."""
+    """Connect the batch API for the model that `spec` names.
+
+    Raises:
+        ConfigError: The provider has no batch API here, or a field is not valid.
+    """
     provider, _, name = spec.model.partition("/")
     if provider not in _DIALECTS or not name:
         raise ConfigError(
@@ -40,4 +44,4 @@ _DIALECTS: Mapping[str, str] = {
     "azure": "openai_jobs:AzureJobs",
     "gemini": "gemini_jobs:GeminiJobs",
 }
-"""Where each provider's adapter is; the modules load when they are needed."""
+"""The module and function of each provider's adapter; a module is imported when it is needed."""

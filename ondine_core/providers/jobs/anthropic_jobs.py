@@ -1,6 +1,6 @@
-"""Anthropic's message batches: all requests go in with the request that creates a job. By its API reference and SDK.
+"""Anthropic's message batches, by its API reference and SDK: one request creates a job with all its requests.
 
-A batch carries no name of ours, but the ids of its requests begin with the marker, and its results tell them.
+A batch cannot have a name, so it is found by its results: their ids begin with the marker.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _STATUSES: Mapping[str, int] = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-"""The status with which a live call meets an error of each type."""
+"""The HTTP status of a live call with an error of each type."""
 _NOT_RUN = ("canceled", "expired")
 _CHUNK = 2**18
 _BEGIN, _END = b'{"requests":[', b"]}"
@@ -74,7 +74,7 @@ class AnthropicJobs(JobAdapter):
         super().__init__(http, account, http.transfer_timeout_s(_LIMITS.bytes) + LATE_S)
 
     def write(self, call: Call, custom_id: str) -> bytes:
-        """`call` as an element of the list of requests."""
+        """`call` as one element of the list of requests."""
         body = message_body(self._fields, call, self._structure, self._mark)
         return orjson.dumps({"custom_id": custom_id, "params": orjson.Fragment(body)})
 
@@ -83,7 +83,7 @@ class AnthropicJobs(JobAdapter):
         size = await size_of(job.file) - 1  # without the last line feed
         length = str(len(_BEGIN) + size + len(_END))
         await about_to_create()
-        made = await self._http.ask(
+        batch = await self._http.ask(
             JobRequest(
                 "POST",
                 "",
@@ -93,33 +93,33 @@ class AnthropicJobs(JobAdapter):
                 creates=True,
             )
         )
-        return id_of(made, creates=True)
+        return id_of(batch, creates=True)
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
-        """Look at the first result of each batch of that size since then; see `JobApi`."""
+        """Find the batch by the id of its first result; see `JobApi`."""
 
         def read(page: Any) -> tuple[Jobs, Mapping[str, str] | None]:
-            """The batches that were created since then, the newest first."""
+            """The batches of a page that were created since then, and the parameters of the next page."""
             recent = [batch for batch in page["data"] if epoch_s(batch["created_at"]) >= since - CLOCK_SLACK_S]
             return recent, {"after_id": page["last_id"]} if recent and page.get("has_more") else None
 
-        undecided = ""
+        running = ""
         async for batch in self._listed("", {"limit": "100"}, read):
             with reading():
                 batch_id, is_candidate = str(batch["id"]), sum(batch["request_counts"].values()) == requests
                 has_ended = batch["processing_status"] == "ended"
             if is_candidate and not has_ended:
-                undecided = batch_id
+                running = batch_id
             elif is_candidate and (await self._first_id(batch_id)).startswith(f"{marker}-"):
                 return batch_id
-        if undecided:
+        if running:
             raise TransientError(
-                f"It is not known yet whether the batch {undecided!r}, which still runs, is the one searched for."
+                f"It is not known yet whether the batch {running!r}, which still runs, is the one searched for."
             )
         return None
 
     async def _first_id(self, job_id: str) -> str:
-        """The id of the first request in the results of a job; nothing if there are none any more."""
+        """The id of the first result of a job; `""` if there are no results any more."""
         async with aclosing(self.read_results(job_id)) as results:
             with suppress(JobLostError):
                 async for reply in results:
@@ -148,7 +148,7 @@ class AnthropicJobs(JobAdapter):
 
 
 async def _as_list(file: BinaryIO, size: int) -> AsyncIterator[bytes]:
-    """The first `size` bytes of a file, each line of which is JSON, as a list, read piece by piece."""
+    """Stream the first `size` bytes of a file of JSON lines as the body of a request that lists them."""
     yield _BEGIN
     while size > 0:
         chunk = await asyncio.to_thread(file.read, min(size, _CHUNK))

@@ -1,7 +1,7 @@
-"""Gemini's batch API, whose requests have a form of their own: live requests are translated.
+"""Gemini's batch API, by the reference at https://ai.google.dev/api/batch-api.
 
-Live calls go to Gemini's address for OpenAI's dialect, which has no jobs. Replies are translated back, so that they are
-read as live ones. By the API reference at https://ai.google.dev/api/batch-api.
+Live calls go to Gemini's address for OpenAI's dialect, which has no jobs. So requests are translated to Gemini's own
+API, and replies to chat completions, which are then read like live ones.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ _FIELDS: Mapping[str, str] = {
     "presence_penalty": "presencePenalty",
     "frequency_penalty": "frequencyPenalty",
 }
-"""Fields of OpenAI's dialect, and what they are called here."""
+"""Fields of OpenAI's dialect and their names here."""
 _BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24_576}
-"""Tokens of thinking by effort, as Gemini translates them for the models up to 2.5; later ones know the words."""
+"""Tokens of thinking by effort, as Gemini translates them for models up to 2.5; later models take the words."""
 
 
 class GeminiJobs(JobAdapter):
@@ -61,8 +61,8 @@ class GeminiJobs(JobAdapter):
     def __init__(self, spec: ModelSpec, name: str) -> None:
         access = find_access(spec, name)
         key = access.api_key or ""
-        found = re.fullmatch(r"(.*?)(/v\d\w*)?(?:/openai)?/*", access.base_url)
-        root, version = (found[1], found[2]) if found else (access.base_url, None)
+        match = re.fullmatch(r"(.*?)(/v\d\w*)?(?:/openai)?/*", access.base_url)
+        root, version = match.groups() if match else (access.base_url, None)
         self._config, self._form = _fixed_config(spec, name), access.form
         self._name, self._version = name, version or "/v1beta"
         check_header("api_key", key)
@@ -95,7 +95,7 @@ class GeminiJobs(JobAdapter):
         return orjson.dumps({"key": custom_id, "request": request})
 
     async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
-        """Upload the file, and create a job of it; see `JobApi`."""
+        """Upload the file and create a job of it; see `JobApi`."""
         name = f"ondine-{job.marker}"
         file = await self._upload(job, name)
         body = {"batch": {"display_name": name, "input_config": {"file_name": file}}}
@@ -104,8 +104,9 @@ class GeminiJobs(JobAdapter):
         return id_of(await self._http.post(path, body, creates=True), creates=True, field="name")
 
     async def _upload(self, job: NewJob, name: str) -> str:
+        """Upload the file of a job and return its name at Gemini."""
         size = await size_of(job.file)
-        begun = await self._http.send(
+        response = await self._http.send(
             JobRequest(
                 "POST",
                 f"/upload{self._version}/files",
@@ -119,10 +120,10 @@ class GeminiJobs(JobAdapter):
                 },
             )
         )
-        address = begun.headers.get("X-Goog-Upload-URL", "")
+        address = response.headers.get("X-Goog-Upload-URL", "")
         if "://" not in address:
             raise TransientError("Gemini named no address for the upload of a file.")
-        made = await self._http.ask(
+        upload = await self._http.ask(
             JobRequest(
                 "POST",
                 address,
@@ -132,7 +133,7 @@ class GeminiJobs(JobAdapter):
             )
         )
         with reading():
-            return id_of(made["file"], field="name")
+            return id_of(upload["file"], field="name")
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
         """Look for the name that the job would have; see `JobApi`."""
@@ -157,7 +158,7 @@ class GeminiJobs(JobAdapter):
     def _status(self, job: Mapping[str, Any]) -> JobStatus:
         about = job.get("metadata") or {}
         state, stats = str(about.get("state")), about.get("batchStats") or {}
-        word = state.removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_")  # of which there are two
+        word = state.removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_")  # both prefixes occur
         done = int(stats.get("successfulRequestCount") or 0)
         is_unbilled = word == "EXPIRED" or (word == "FAILED" and not done)
         return JobStatus(
@@ -170,7 +171,7 @@ class GeminiJobs(JobAdapter):
         )
 
     async def _result_paths(self, job_id: str) -> Sequence[str]:
-        """Of a job that expired nothing is kept."""
+        """The path of the file of results; none for a job that expired."""
         job = await self._get(job_id)
         with reading():
             output = job.get("response") or (job.get("metadata") or {}).get("output") or {}
@@ -191,7 +192,7 @@ class GeminiJobs(JobAdapter):
 
 
 def _fixed_config(spec: ModelSpec, name: str) -> dict[str, Json]:
-    """How replies are to be made, in every request."""
+    """The generation config of every request."""
     config: dict[str, Json] = {} if spec.temperature is None else {"temperature": spec.temperature}
     if spec.max_output_tokens is not None:
         config["maxOutputTokens"] = spec.max_output_tokens
@@ -210,19 +211,19 @@ def _fixed_config(spec: ModelSpec, name: str) -> dict[str, Json]:
 
 
 def _native_reply(data: Mapping[str, Any]) -> Reply:
-    """The reply in a response of Gemini's own, read as a chat completion that says the same."""
+    """The reply in a response of Gemini's own API, which is translated to a chat completion."""
     blocked = (data.get("promptFeedback") or {}).get("blockReason")
     candidate = {} if blocked else data["candidates"][0]
     parts = (candidate.get("content") or {}).get("parts") or ()
-    written = [part for part in parts if "text" in part]
+    texts = [part for part in parts if "text" in part]
     message = {
-        "content": "".join(part["text"] for part in written if not part.get("thought")),
-        "reasoning_content": "".join(part["text"] for part in written if part.get("thought")),
+        "content": "".join(part["text"] for part in texts if not part.get("thought")),
+        "reasoning_content": "".join(part["text"] for part in texts if part.get("thought")),
         "refusal": blocked,
     }
     used = data.get("usageMetadata") or {}
     usage: dict[str, Json] = {}
-    if "promptTokenCount" in used:  # zeros are left out
+    if "promptTokenCount" in used:  # the API leaves zeros out
         thoughts = used.get("thoughtsTokenCount", 0)
         usage = {
             "prompt_tokens": used["promptTokenCount"] + used.get("toolUsePromptTokenCount", 0),

@@ -1,7 +1,7 @@
 """The HTTP requests of a batch API: JSON, and files that are sent and received piece by piece.
 
-Connections, proxies and failures are those of live calls. A request is sent once. Only the request that creates a job
-can cost anything, so only its lost reply leaves a cost unknown.
+Connections, proxies and failures are the same as for live calls. A request is sent once. Only the request that creates
+a job can cost anything, so only if its reply is lost, a cost is unknown.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, de
 from ondine_core.types.values import Call
 
 NO_CALL = Call(())
-"""For errors of requests that hold no text of rows."""
+"""The call to mask errors with, if a request contains no text of rows."""
 TOO_MUCH_QUEUED = re.compile(
     r"token_limit_exceeded|too_many_(?:tasks|batches|jobs)|enqueued|\bqueued?\b.{0,60}\b(?:limit|full)|"
     r"limit.{0,60}\bqueued?\b|(?:pending|concurrent|in.progress|active) (?:batch|job|request)",
     re.IGNORECASE,
 )
-"""What providers say when an account has too much under way."""
+"""What providers reply when an account has too many requests under way."""
 
 _GONE = (404, 410)
 _FORBIDDEN, _MAY_BE_GONE = 403, b"may not exist"
-"""How Google refuses what is not there."""
+"""How Google refuses a file or job that does not exist."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _UNKNOWN_STATUSES = frozenset({500, 502, 504, 520, 522, 524})
 """Statuses after which a job may still have been created."""
@@ -54,8 +54,8 @@ _BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
 class JobRequest:
     """One request to a batch API.
 
-    A `path` that is a whole address is sent no secret. `body` makes what is sent; the files that it opens on the stack
-    are closed with the request. `missing` says what is lost if there is nothing at that address (any more).
+    It has no secrets if `path` is a whole address. `body` makes the content; the files that it opens on the stack are
+    closed with the request. `missing` names what is lost if the provider has nothing at that path (any more).
     """
 
     method: str
@@ -69,13 +69,13 @@ class JobRequest:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether it goes to an address that the provider named."""
+        """Whether it goes to an address that the provider named, and not to a path of the API."""
         return "://" in self.path
 
 
 @dataclass(frozen=True, slots=True)
 class ResultLine:
-    """A line of a file of results; of one that is too long only its beginning."""
+    """A line of a file of results; only the beginning if the line is too long."""
 
     content: bytes
     is_whole: bool = True
@@ -83,10 +83,10 @@ class ResultLine:
 
 
 class JobHttp:
-    """Requests to one batch API.
+    """Sends requests to one batch API.
 
-    `query` has the parameters of every address. Errors may be quoted if `is_quotable`: no request holds the text of
-    rows.
+    `query` are parameters of every request. `is_quotable` says that errors may be quoted, as no request contains text
+    of rows.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class JobHttp:
         self._client = HttpClient(_ANY_SIZE, endpoint.resolve)  # sizes are bounded here
 
     async def get(self, path: str, params: Mapping[str, str] | None = None, *, missing: str | None = None) -> Any:
-        """The JSON at `path`; `missing` says what is lost if there is nothing (any more)."""
+        """The JSON at `path`; `missing` is as in `JobRequest`."""
         return await self.ask(JobRequest("GET", path, params=params or {}, missing=missing))
 
     async def post(self, path: str, body: Any = None, *, creates: bool = False, missing: str | None = None) -> Any:
@@ -112,7 +112,7 @@ class JobHttp:
         return await self.ask(JobRequest("POST", path, lambda _: content, _JSON, creates=creates, missing=missing))
 
     async def ask(self, request: JobRequest) -> Any:
-        """The JSON that a request brings."""
+        """Send a request; returns the JSON of the response, `{}` if it is empty."""
         response = await self.send(request)
         try:
             check_parsable(response.content)
@@ -122,11 +122,11 @@ class JobHttp:
         raise TransientError("The provider's reply about a batch job is not JSON.", cost_unknown=request.creates)
 
     def transfer_timeout_s(self, size: int) -> float:
-        """Time-out of a request in seconds, by the bytes that it carries."""
+        """The time-out in seconds of a request with `size` bytes."""
         return self._endpoint.timeout_s + size / _SLOWEST_BYTES_S
 
     async def send(self, request: JobRequest) -> Response:
-        """The whole response to a request, if it is a success."""
+        """Send a request; returns the whole response if its status is a success, else raises the error."""
         secret = await self._secret_headers(request)
         timeout = aiohttp.ClientTimeout(request.timeout_s or self._endpoint.timeout_s, connect=CONNECT_TIMEOUT_S)
         failure: ProviderError | None = None
@@ -139,11 +139,12 @@ class JobHttp:
         except _BROKEN as error:
             failure = transport_error(error, self.to)
         if failure:
-            raise failure if request.creates else _free_of_charge(failure)  # out here, where its context has no secret
+            # Outside of `except`, without a context that may contain secrets.
+            raise failure if request.creates else _without_cost(failure)
         return response
 
     async def lines(self, path: str, missing: str) -> AsyncIterator[ResultLine]:
-        """The lines of the file at `path`, as they arrive; empty ones are left out."""
+        """The lines of the file at `path`, as they arrive, without blank ones."""
         failure: ProviderError = TransientError(f"{self.to.host!r} cannot be asked for a file.")
         timeout = aiohttp.ClientTimeout(connect=CONNECT_TIMEOUT_S, sock_read=_PAUSE_S)
         for _ in range(_MAX_REQUESTS):
@@ -151,23 +152,23 @@ class JobHttp:
             secret = await self._secret_headers(request)
             try:
                 async with await self._begin(request, secret, timeout, ExitStack()) as stream:
-                    is_packed = stream.headers.get("Content-Encoding", "identity") not in ("", "identity")
-                    if stream.status == _OK and not is_packed:
+                    is_encoded = stream.headers.get("Content-Encoding", "identity") not in ("", "identity")
+                    if stream.status == _OK and not is_encoded:
                         content_type = stream.headers.get("Content-Type", "")
                         async for line in split_lines(stream.content, self._max_line_bytes, content_type):
                             yield line
                         return
-                    elsewhere = stream.headers.get("Location") if stream.status in _REDIRECTS else None
-                    if elsewhere is None:
+                    location = stream.headers.get("Location") if stream.status in _REDIRECTS else None
+                    if location is None:
                         failure = self._classify(await _read(stream), request, secret)
                         break
-                    path = urljoin(str(stream.url), elsewhere)  # a file store, which gets no key
+                    path = urljoin(str(stream.url), location)  # a whole address, so it gets no key
                     if urlsplit(path).scheme not in ("https", stream.url.scheme):
                         break
             except _BROKEN as error:
                 failure = transport_error(error, self.to)
                 break
-        raise _free_of_charge(failure)
+        raise _without_cost(failure)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -211,7 +212,8 @@ class JobHttp:
         return failure
 
 
-def _free_of_charge(failure: ProviderError) -> ProviderError:
+def _without_cost(failure: ProviderError) -> ProviderError:
+    """`failure` of a request that cannot cost anything."""
     if isinstance(failure, TransientError) and failure.cost_unknown:
         return TransientError(str(failure), retry_after_s=failure.retry_after_s, kind=failure.kind)
     return failure
@@ -230,21 +232,21 @@ async def _read(stream: aiohttp.ClientResponse) -> Response:
 async def split_lines(
     stream: aiohttp.StreamReader, max_bytes: int, content_type: str = ""
 ) -> AsyncIterator[ResultLine]:
-    """The lines of `stream` that are not blank; no more than `max_bytes` of one are held."""
-    rest = bytearray()
-    is_too_long = False
+    """The lines of `stream` that are not blank; at most `max_bytes` of a line are kept."""
+    line = bytearray()
+    is_cut = False
     async for chunk in stream.iter_chunked(_CHUNK):
-        *ended, begun = chunk.split(b"\n")
-        for part in ended:
-            rest += part
-            line = ResultLine(bytes(rest[:max_bytes]), not is_too_long and len(rest) <= max_bytes, content_type)
-            rest.clear()
-            is_too_long = False
-            if line.content.strip():
-                yield line
-        rest += begun
-        if len(rest) > max_bytes:
-            is_too_long = True
-            del rest[max_bytes:]
-    if rest.strip():
-        yield ResultLine(bytes(rest), not is_too_long, content_type)
+        *line_ends, beginning = chunk.split(b"\n")
+        for line_end in line_ends:
+            line += line_end
+            result = ResultLine(bytes(line[:max_bytes]), not is_cut and len(line) <= max_bytes, content_type)
+            line.clear()
+            is_cut = False
+            if result.content.strip():
+                yield result
+        line += beginning
+        if len(line) > max_bytes:
+            is_cut = True
+            del line[max_bytes:]
+    if line.strip():
+        yield ResultLine(bytes(line), not is_cut, content_type)

@@ -1,6 +1,6 @@
-"""Batch APIs of OpenAI's shape: a file goes up, a job is made of it, and files of results come down.
+"""Batch APIs like OpenAI's: a file is uploaded, a job is created from it, and files of results are downloaded.
 
-Azure, Groq, Mistral and Together have the same in other words, which are data here. By their API references.
+Azure, Groq, Mistral and Together differ in names, which are data here (`Dialect`), by their API references.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ondine_core.types.values import Call, ModelSpec
 
 MARKER: Final = "ondine_job"
 """The metadata field that names a job."""
-_PAGE = "100"
+_PAGE_SIZE = 100
 _FILE_CHECKS, _FILE_CHECK_S = 60, 2.0
 
 
@@ -53,12 +53,12 @@ class Dialect:
         limits: The most that one job may hold.
         jobs: Path of the jobs.
         files: Path to which files are posted.
-        purpose: What files are for.
-        endpoint: What the requests of a job are posted to, in the words of the API.
-        is_named: Whether each line says to what it is posted.
-        has_metadata: Whether a job has metadata; without, the name of its file is its marker.
-        of_job: Further fields of a new job.
-        processes_files: Whether a file can be used only once it was processed.
+        purpose: The purpose of an uploaded file.
+        endpoint: The path to which the provider posts the requests of a job.
+        names_endpoint: Whether each line of the file names it, too.
+        has_metadata: Whether a job has metadata; otherwise the name of its file is its marker.
+        job_fields: Further fields of a new job.
+        processes_files: Whether a file can be used only after it was processed.
         unbilled: States after which a request without a result was not billed.
     """
 
@@ -67,15 +67,15 @@ class Dialect:
     files: str = "/files"
     purpose: str = "batch"
     endpoint: str = "/v1/chat/completions"
-    is_named: bool = True
+    names_endpoint: bool = True
     has_metadata: bool = True
     processes_files: bool = False
-    of_job: Mapping[str, Any] = field(default_factory=lambda: {"completion_window": "24h"})
+    job_fields: Mapping[str, Any] = field(default_factory=lambda: {"completion_window": "24h"})
     unbilled: frozenset[str] = frozenset({"failed", "expired", "cancelled"})
 
     @property
     def is_mistral(self) -> bool:
-        """Whether jobs have the shape of Mistral's, of several files and of one model."""
+        """Whether a job has a list of files and one model, as at Mistral."""
         return self.jobs != "/batches"
 
 
@@ -86,15 +86,15 @@ _DIALECTS: Mapping[str, Dialect] = {
     "mistral": Dialect(
         JobLimits(1_000_000, 500 * 10**6),
         jobs="/batch/jobs",
-        is_named=False,
-        of_job={"timeout_hours": 24},
+        names_endpoint=False,
+        job_fields={"timeout_hours": 24},
         unbilled=frozenset({"cancelled"}),
     ),
     "together_ai": Dialect(
         JobLimits(50_000, 100 * 10**6),
         files="/files/upload",
         purpose="batch-api",
-        is_named=False,
+        names_endpoint=False,
         has_metadata=False,
         unbilled=frozenset({"expired", "cancelled"}),
     ),
@@ -105,12 +105,12 @@ _AT_FAULT = frozenset({"server_error", "internal_error", "internal_server_error"
 
 
 def connect_openai_jobs(spec: ModelSpec, name: str) -> JobApi:
-    """The batch API for the model `name` of OpenAI, Groq, Mistral or Together."""
+    """Connect the batch API for the model `name` of OpenAI, Groq, Mistral or Together."""
     access = find_access(spec, name)
     root, key = access.base_url.rstrip("/"), access.api_key
     dialect = _DIALECTS[spec.dialect]
     if dialect.is_mistral:
-        dialect = replace(dialect, of_job={**dialect.of_job, "model": name})
+        dialect = replace(dialect, job_fields={**dialect.job_fields, "model": name})
     write = partial(ChatWriter(spec, {} if dialect.is_mistral else {"model": name}, root).write, form=access.form)
     endpoint = Endpoint(root, spec.max_call_s, bearer(key), advice=chat_advice(root))
     http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens))
@@ -128,16 +128,16 @@ class _OpenAIJobs(JobAdapter):
         self._dialect, self._write_body = dialect, write_body
 
     def write(self, call: Call, custom_id: str) -> bytes:
-        posted = {"method": "POST", "url": self._dialect.endpoint} if self._dialect.is_named else {}
-        return orjson.dumps({"custom_id": custom_id, **posted, "body": orjson.Fragment(self._write_body(call))})
+        endpoint = {"method": "POST", "url": self._dialect.endpoint} if self._dialect.names_endpoint else {}
+        return orjson.dumps({"custom_id": custom_id, **endpoint, "body": orjson.Fragment(self._write_body(call))})
 
     async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
-        """Upload the file, and create a job of it; see `JobApi`."""
+        """Upload the file and create a job of it; see `JobApi`."""
         dialect = self._dialect
         file = await self._upload(job)
         if dialect.processes_files:
             await self._wait_for(file)
-        body = {"endpoint": dialect.endpoint, **dialect.of_job}
+        body = {"endpoint": dialect.endpoint, **dialect.job_fields}
         if dialect.is_mistral:
             body["input_files"] = [file]
         else:
@@ -145,9 +145,9 @@ class _OpenAIJobs(JobAdapter):
         if dialect.has_metadata:
             body["metadata"] = {MARKER: job.marker}
         await about_to_create()
-        made = await self._http.post(dialect.jobs, body, creates=True)
-        is_wrapped = isinstance(made, dict) and "job" in made
-        return id_of(made["job"] if is_wrapped else made, creates=True)
+        created = await self._http.post(dialect.jobs, body, creates=True)
+        is_wrapped = isinstance(created, dict) and "job" in created
+        return id_of(created["job"] if is_wrapped else created, creates=True)
 
     async def _upload(self, job: NewJob) -> str:
         """Post the file as a form, read from disk piece by piece, and return its id."""
@@ -155,20 +155,20 @@ class _OpenAIJobs(JobAdapter):
         fields = {"purpose": dialect.purpose, **({} if dialect.has_metadata else {"file_name": name})}
 
         def form(opened: ExitStack) -> aiohttp.FormData:
-            made = aiohttp.FormData(fields)
+            form_data = aiohttp.FormData(fields)
             content = opened.enter_context(job.file.open("rb"))
-            made.add_field("file", content, filename=name, content_type="application/jsonl")
-            return made
+            form_data.add_field("file", content, filename=name, content_type="application/jsonl")
+            return form_data
 
         timeout_s = self._http.transfer_timeout_s(size)
         return id_of(await self._http.ask(JobRequest("POST", dialect.files, form, timeout_s=timeout_s)))
 
     async def _wait_for(self, file: str) -> None:
-        """Wait until a file can be used."""
+        """Wait until the provider has processed a file, for two minutes at most."""
         for _ in range(_FILE_CHECKS):
-            about = await self._http.get(_file_path(file))
+            description = await self._http.get(_file_path(file))
             with reading():
-                if about.get("status") not in ("pending", "running"):
+                if description.get("status") not in ("pending", "running"):
                     return
             await asyncio.sleep(_FILE_CHECK_S)
         raise TransientError(f"{self._http.to.host!r} has not processed the file of a batch job yet.")
@@ -189,22 +189,25 @@ class _OpenAIJobs(JobAdapter):
 
     def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
         """The jobs that were created since then, the newest pages first."""
-        is_mistral, numbers = self._dialect.is_mistral, count(1)
+        is_mistral, page_numbers = self._dialect.is_mistral, count(1)
 
         def read(page: Any) -> tuple[Jobs, Mapping[str, str] | None]:
-            about: Mapping[str, Any] = {"data": page} if isinstance(page, list) else page
-            jobs, has_more = about.get("data") or [], about.get("has_more")
+            fields: Mapping[str, Any] = {"data": page} if isinstance(page, list) else page
+            jobs, has_more = fields.get("data") or [], fields.get("has_more")
             recent = [job for job in jobs if epoch_s(job.get("created_at")) >= since]
-            cursor = (about.get("paging") or {}).get("next_cursor")  # of Groq
+            cursor = (fields.get("paging") or {}).get("next_cursor")  # of Groq
             if not recent:
                 return recent, None
             if cursor:
                 return recent, {"cursor": str(cursor)}
-            if is_mistral:
-                return recent, {"page": str(next(numbers))} if has_more or len(jobs) == int(_PAGE) else None
-            return recent, {"after": str(jobs[-1]["id"])} if has_more else None
+            if is_mistral and (has_more or len(jobs) == _PAGE_SIZE):
+                return recent, {"page": str(next(page_numbers))}
+            if has_more and not is_mistral:
+                return recent, {"after": str(jobs[-1]["id"])}
+            return recent, None
 
-        first = {"page_size": _PAGE, "page": "0"} if is_mistral else {"limit": _PAGE}
+        size = str(_PAGE_SIZE)
+        first = {"page_size": size, "page": "0"} if is_mistral else {"limit": size}
         return self._listed(self._dialect.jobs, first, read)
 
     def _path(self, job_id: str) -> str:
@@ -227,13 +230,13 @@ class _OpenAIJobs(JobAdapter):
         )
 
     async def _result_paths(self, job_id: str) -> Sequence[str]:
-        """First those with a reply, then those without."""
+        """The paths of the replies and of the errors."""
         job = await self._get(job_id)
         with reading():
             return [f"{_file_path(file)}/content" for file in self._files(job) if file]
 
     def _files(self, job: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        """The files of those that were answered and of those that were not; either may be missing."""
+        """The ids of the files of replies and of errors, each `None` if there is none."""
         suffix = "" if self._dialect.is_mistral else "_id"
         output, errors = (job.get(f"{kind}_file{suffix}") for kind in ("output", "error"))
         return output, errors
@@ -253,23 +256,23 @@ class _OpenAIJobs(JobAdapter):
 
 
 class AzureJobs(_OpenAIJobs):
-    """The batch API for one global-batch deployment of Azure OpenAI, in the first region only.
+    """The batch API for one global-batch deployment of Azure OpenAI, in the preferred region only.
 
-    A job runs where its file is, so there is nothing to go on to when a region turns it away. Settings are those of
-    `connect_azure`. Its account is its endpoint and its key; tokens are renewed, so with them it is the endpoint alone.
+    A job runs where its file is, so it cannot move to another region. Settings are those of `connect_azure`. The
+    account is identified by endpoint and key, or by the endpoint alone if there is no key, since tokens change.
     """
 
     def __init__(self, spec: ModelSpec, name: str) -> None:
-        found = find_deployment(spec, name)
-        self._access, root = found.access, next(iter(found.roots.values()))
-        write = partial(ChatWriter(spec, {"model": name}, root).write, form=found.form)
-        url = f"{root}/v1" if found.is_versionless else root
+        deployment = find_deployment(spec, name)
+        self._access, root = deployment.access, next(iter(deployment.roots.values()))
+        write = partial(ChatWriter(spec, {"model": name}, root).write, form=deployment.form)
+        url = f"{root}/v1" if deployment.is_versionless else root
         endpoint = Endpoint(url, spec.max_call_s, self._access.headers, advice=self._access.advice)
-        http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens), query={"api-version": found.version})
+        http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens), query={"api-version": deployment.version})
         super().__init__(_DIALECTS["azure"], write, http, fingerprint(self._access.api_key or "", root))
 
     async def aclose(self) -> None:
-        """Close the connections, and what the access holds."""
+        """Close the connections and the access."""
         await super().aclose()
         await self._access.aclose()
 
@@ -288,9 +291,9 @@ def _problems(job: Mapping[str, Any]) -> list[JobProblem]:
         errors = errors.get("data") or [errors]
     if isinstance(errors, str):
         errors = [{"message": errors}]
-    found = [
+    problems = [
         problem_of(str(error.get("message") or "no reason given"), str(error.get("code") or ""), error.get("line"))
         for error in errors
         if isinstance(error, dict)
     ]
-    return found or [problem_of("The provider gives no reason.")]
+    return problems or [problem_of("The provider gives no reason.")]

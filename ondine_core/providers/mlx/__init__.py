@@ -1,7 +1,7 @@
 """MLX inside this process: open models on a Mac's graphics processor, or on Linux, without a key, a server or a bill.
 
-A model loads once a process, and replies to all callers are generated together, so concurrent calls take little longer
-than one. The default temperature is 0. Where two tokens are almost equally likely, the choice may still differ from
+A model loads once a process, and the replies to all concurrent calls are generated together, which takes little longer
+than one reply. The default temperature is 0. If two tokens are almost equally likely, the choice may still differ from
 batch to batch, as on any server that batches.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from ondine_core.errors import ConfigError, FatalError, ProviderError, TransientError
 from ondine_core.providers.context_window import estimate_tokens
 from ondine_core.providers.mlx.chat_template import has_chat_template
-from ondine_core.providers.mlx.failures import INSTALL, not_loaded
+from ondine_core.providers.mlx.failures import INSTALL, load_error
 from ondine_core.providers.mlx.parameters import Options, read_options
 from ondine_core.providers.mlx.thread import close_writer, on_mlx_thread, open_writer
 from ondine_core.providers.mlx.writer import Weights, Work, Writer
@@ -32,10 +32,10 @@ _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def connect_mlx(spec: ModelSpec, name: str) -> MlxModel:
-    """The model `name`: a folder, or a repository of Hugging Face such as `mlx-community/Qwen3-4B-4bit`.
+    """Connect the model `name`: a folder, or a repository of Hugging Face such as `mlx-community/Qwen3-4B-4bit`.
 
-    `params` and `settings` are those of `parameters`. `api_key` is a token of Hugging Face, for repositories that are
-    not public.
+    The module `parameters` has its `params` and `settings`. `api_key` is a token of Hugging Face, for repositories that
+    are not public.
 
     Raises:
         ConfigError: A package is missing, there is no such folder, or an option is not valid.
@@ -59,13 +59,13 @@ def connect_mlx(spec: ModelSpec, name: str) -> MlxModel:
 
 
 class MlxModel:
-    """One user of a model that this process shares; see `ChatModel`."""
+    """A model whose weights all objects of this process share; see `ChatModel`."""
 
     def __init__(self, weights: Weights, options: Options) -> None:
         self._weights, self._options = weights, options
         self._opening: Future[Writer] | None = None
         self.max_concurrency: int | None = options.settings.max_concurrency
-        # A base model continues a text; a list of tasks is beyond it.
+        # A base model only continues a text and cannot answer several rows at once.
         self.max_batch_size: int | None = None if has_chat_template(weights.name) else 1
         if options.settings.warm_up:
             self._opening = on_mlx_thread(self._open())
@@ -74,7 +74,7 @@ class MlxModel:
         """Ask once; see `ChatModel`."""
         if self._opening is None:
             self._opening = on_mlx_thread(self._open())
-        # Others wait for it, too, so a call that is cancelled leaves it be.
+        # Several calls may wait for it, so cancelling one must not cancel it.
         writer = await asyncio.shield(asyncio.wrap_future(self._opening))
         started, timeout_s = time.perf_counter(), self._options.timeout_s
         try:
@@ -90,19 +90,19 @@ class MlxModel:
 
     @property
     def work(self) -> Work:
-        """What the model has done since it was loaded, for all who share it."""
+        """What the model has done since it was loaded, for all callers of this process."""
         writer = self._writer()
         return writer.work if writer else Work()
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text: the tokenizer's own count, or an estimate while the model is not loaded."""
+        """The number of tokens of each text by the model's tokenizer; an estimate while the model is not loaded."""
         writer = self._writer()
         if writer is None:
             return [estimate_tokens(text) for text in texts]
         return await asyncio.wrap_future(on_mlx_thread(writer.count_tokens(texts)))
 
     async def aclose(self) -> None:
-        """Give the model back; it stays loaded until this process needs another one."""
+        """Release the model; it stays loaded until this process needs another one."""
         opening, self._opening = self._opening, None
         if opening is not None:
             with suppress(FatalError):
@@ -113,10 +113,10 @@ class MlxModel:
         try:
             writer = await open_writer(self._weights)
         except BaseException as error:
-            raise not_loaded(self._weights.name, error) from error
+            raise load_error(self._weights.name, error) from error
         if self._options.settings.warm_up:
             hello = Call((Message("user", "Hello"),))
-            with suppress(ProviderError):  # the first call meets it, too
+            with suppress(ProviderError):  # the first call will raise it
                 await writer.write(hello, self._options.model_copy(update={"max_output_tokens": 1}))
         return writer
 

@@ -1,7 +1,7 @@
 """Encodes the prompt of an MLX model.
 
-A model with a chat template is asked through that, any other by continuation. The template writes turns with special
-tokens; a row that contains their names must not end its turn and start another one, so such names are broken up.
+A model with a chat template is asked through that, any other one by a text to continue. The template separates turns by
+special tokens. Their names in a row are broken up, since they would end the turn and start another one.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ondine_core.types.values import Call, Message
 
 
 def has_chat_template(name: str) -> bool:
-    """Whether the model `name`, a folder or a repository of Hugging Face, is made for conversations.
+    """Whether the model `name`, a folder or a repository of Hugging Face, has a chat template.
 
-    A model that is not on this machine yet is taken to be.
+    A model that is not on this machine yet is assumed to have one.
     """
     folder = Path(name)
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(name, "tokenizer_config.json")
-        if not isinstance(found, str):
+        cached = try_to_load_from_cache(name, "tokenizer_config.json")
+        if not isinstance(cached, str):
             return True
-        folder = Path(found).parent
+        folder = Path(cached).parent
     config = folder / "tokenizer_config.json"
     return any(folder.glob("*chat_template*")) or (config.is_file() and b'"chat_template' in config.read_bytes())
 
@@ -39,9 +39,10 @@ def has_chat_template(name: str) -> bool:
 def encode(tokenizer: Any, call: Call, *, think: bool) -> list[int]:
     """The prompt of `call` as tokens; for a chat model it includes the JSON schema.
 
-    With `think`, a model that can think before it answers does so; in front of JSON there is no room for it.
+    With `think`, a model that can think does so before it answers, except if the call has a JSON schema.
     """
-    call, think = replace(call, messages=_defuse(tokenizer, call.messages)), think and call.json_schema is None
+    think = think and call.json_schema is None
+    call = replace(call, messages=_break_up_special_tokens(tokenizer, call.messages))
     if not tokenizer.has_chat_template:
         tokens: list[int] = tokenizer.encode(continuation(call.messages))
         return tokens
@@ -49,7 +50,7 @@ def encode(tokenizer: Any, call: Call, *, think: bool) -> list[int]:
     try:
         return _apply_template(tokenizer, call.messages, think=think)
     except TemplateError:
-        # Some families (Gemma 2, the first Mistrals) know no system message.
+        # Some families (Gemma 2, the first Mistrals) have no system messages.
         return _apply_template(tokenizer, fold_system(call).messages, think=think)
 
 
@@ -59,12 +60,13 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], *, think: bool)
     return tokens
 
 
-def _defuse(tokenizer: Any, messages: Sequence[Message]) -> tuple[Message, ...]:
+def _break_up_special_tokens(tokenizer: Any, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """`messages` with a blank after the first character of each name of a special token."""
     special = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
     if not special:
         return tuple(messages)
     name = re.compile("|".join(special))
     return tuple(
-        replace(message, content=name.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content))
+        replace(message, content=name.sub(lambda match: f"{match[0][0]} {match[0][1:]}", message.content))
         for message in messages
     )

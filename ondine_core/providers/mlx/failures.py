@@ -1,4 +1,4 @@
-"""What went wrong with a model in MLX, and what to do about it, in the errors the engine obeys."""
+"""Turns errors of MLX into errors of a provider, which say what to do."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _NO_MEMORY = re.compile(
 )
 
 
-def not_loaded(name: str, error: BaseException) -> FatalError:
-    """Why the model called `name` (a folder or a repository) cannot be used."""
+def load_error(name: str, error: BaseException) -> FatalError:
+    """The error of a call if the model `name` (a folder or a repository) cannot be loaded."""
     if isinstance(error, FatalError):
         return error
-    kinds = [kind.__name__ for kind in type(error).__mro__]  # by name: the classes are huggingface_hub's, loaded or not
+    kinds = [kind.__name__ for kind in type(error).__mro__]  # by name, since huggingface_hub may not be imported
     message = str(error).strip().partition("\n")[0]
     if isinstance(error, ImportError):
         why = f"MLX cannot be imported ({message}): {INSTALL}"
@@ -44,8 +44,8 @@ def not_loaded(name: str, error: BaseException) -> FatalError:
     return FatalError(f"model='mlx/{name}': {why}.")
 
 
-def broken_off(error: BaseException, calls: int) -> ProviderError:
-    """What an error of MLX means for each of the `calls` that were being answered."""
+def generation_error(error: BaseException, calls: int) -> ProviderError:
+    """The error of each of the `calls` that were being answered when MLX failed."""
     if not _is_out_of_memory(error):
         return FatalError(f"mlx-lm failed while it generated ({type(error).__name__}: {error}).")
     if calls > 1:

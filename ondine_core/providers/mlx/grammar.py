@@ -1,7 +1,7 @@
-"""JSON schemas that a reply of MLX cannot leave.
+"""Restricts replies of MLX to a JSON schema.
 
-mlx-lm has no grammars, so llguidance says which tokens may come next. A schema or a tokenizer that it cannot follow is
-no error: the prompt carries the schema, and the reply is checked.
+mlx-lm has no grammars, so llguidance says which tokens may come next. A schema or a tokenizer that it does not support
+is no error: the prompt has the schema, and the reply is checked.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 LogitsProcessor: TypeAlias = Callable[[Any, Any], Any]
-"""From the tokens of one text so far and the logits of its next token to other logits."""
+"""Returns changed logits of the next token, from the tokens of one text so far and the logits."""
 
 
 class Grammars:
-    """JSON schemas as logits processors, for one tokenizer and the tokens that end a reply."""
+    """Makes logits processors of JSON schemas, for one tokenizer and the tokens that end a reply."""
 
     def __init__(self, tokenizer: Any, ends: list[int]) -> None:
         self._tokenizer, self._ends = tokenizer, ends
-        self._vocabulary: Any = None  # takes a second to build, so not before it is needed
+        self._vocabulary: Any = None  # built when it is needed, since that takes a second
         self._matchers: dict[bytes, Any] = {}
 
     def processor(self, json_schema: bytes) -> LogitsProcessor | None:
-        """What holds one text to `json_schema`; `None` if nothing can."""
+        """A processor that restricts one text to `json_schema`; `None` if that is not supported."""
         if json_schema not in self._matchers:
             self._matchers[json_schema] = self._compile(json_schema)
         matcher = self._matchers[json_schema]
@@ -34,8 +34,8 @@ class Grammars:
 
             if self._vocabulary is None:
                 self._vocabulary = LLTokenizer(self._tokenizer.backend_tokenizer.to_str(), eos_token=self._ends)
-            # Were any white space allowed, a small model might write nothing else. Keywords that are not known are
-            # left out (`lenient`): the reply is checked against all of the schema anyway.
+            # With flexible white space, a small model may write nothing else. Unknown keywords are ignored
+            # (`lenient`), as the reply is checked against the whole schema anyway.
             style: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
             grammar = LLMatcher.grammar_from_json_schema(json_schema.decode(), overrides=style)
             matcher = LLMatcher(self._vocabulary, grammar, log_level=0)

@@ -1,4 +1,4 @@
-"""The `params` and `settings` of an MLX model, validated when they are given.
+"""Validates the `params` and `settings` of an MLX model.
 
 `params` affect the answer, so they are part of its key; `settings` affect only how it is computed.
 """
@@ -28,7 +28,7 @@ class _Checked(BaseModel):
 
 
 class _Params(_Checked):
-    """Which weights, and how tokens are chosen; `top_k` 0 means no bound, with `seed` a prompt has one reply."""
+    """Which weights to use, and how to choose tokens; `top_k=0` means no limit, with `seed` a prompt has one reply."""
 
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -42,14 +42,14 @@ class _Params(_Checked):
 
 
 class _Settings(_Checked):
-    """`warm_up` loads the model when connecting rather than at the first call."""
+    """`warm_up` loads the model when it is connected and not at the first call."""
 
     warm_up: bool = False
     max_concurrency: int = Field(16, ge=1, le=MAX_CONCURRENCY)
 
 
 class Options(_Checked):
-    """How an MLX model is asked; at temperature 0 the likeliest token is taken."""
+    """All options of an MLX model; at temperature 0 the likeliest token is chosen."""
 
     temperature: float = Field(0.0, ge=0)
     max_output_tokens: int = Field(2048, ge=1)
@@ -59,7 +59,11 @@ class Options(_Checked):
 
 
 def read_options(spec: ModelSpec) -> Options:
-    """What `spec` says."""
+    """The options in `spec`.
+
+    Raises:
+        ConfigError: One is unknown or not valid, or `base_url` is set.
+    """
     if spec.base_url is not None:
         raise ConfigError(f"model={spec.model!r} runs in this process and takes no base_url.")
     values: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""Picks the next token of one text in MLX.
+"""Chooses the next token of one text in MLX.
 
-mlx-lm's filters are used. Its sampler is not, since it draws all texts of a batch from one stream of random numbers:
-with a seed, a text has random numbers of its own.
+It uses mlx-lm's filters but not its sampler, which draws random numbers for all texts of a batch from one stream: here
+each text with a seed has its own.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 from ondine_core.providers.mlx.parameters import Options
 
 Sampler: TypeAlias = Callable[[Any], Any]
-"""From log-probabilities, a row a text, to a token a text."""
+"""Returns a token for each text, from a matrix of log-probabilities with a row for each text."""
 
 
 def make_sampler(options: Options, vocabulary: int) -> Sampler:
-    """What picks the tokens of one text among `vocabulary` of them.
+    """A sampler for the tokens of one text; `vocabulary` is the number of different tokens.
 
-    Without a seed it is one object for equal options: mlx-lm then picks for all texts of a batch at once.
+    Without a seed, equal options have the same sampler object: mlx-lm then samples for all texts of a batch at once.
     """
     return _shared_sampler(options, vocabulary) if options.params.seed is None else _sampler(options, vocabulary)
 
@@ -40,12 +40,12 @@ def _sampler(options: Options, vocabulary: int) -> Sampler:
             logprobs = apply_top_p(logprobs, params.top_p)
         if params.min_p:
             logprobs = apply_min_p(logprobs, params.min_p)
-        if 0 < params.top_k < vocabulary:  # others leave nothing out, and are an error in mlx-lm
+        if 0 < params.top_k < vocabulary:  # a larger one would change nothing, and is an error in mlx-lm
             logprobs = apply_top_k(logprobs, params.top_k)
-        now = None
+        token_key = None
         if key is not None:
-            key, now = mx.random.split(key)
-        return mx.random.categorical(logprobs / options.temperature, key=now)
+            key, token_key = mx.random.split(key)
+        return mx.random.categorical(logprobs / options.temperature, key=token_key)
 
     return pick
 

@@ -1,9 +1,9 @@
-"""The one thread of a process that MLX runs on, and the models it has loaded.
+"""The one thread of a process on which MLX runs, and the models that are loaded there.
 
-MLX takes calls from one thread only. That thread runs an event loop, so a call is accepted between two steps of
-generation: none waits for a batch to fill or to end.
+MLX takes calls from one thread only. That thread runs an event loop, so calls are accepted between two steps of
+generation, and no call waits for a batch to fill or to end.
 
-A model stays loaded for later calls, until another one is needed and no run has it open: two may not fit.
+A model stays loaded for later calls until another one is needed and no run has it open: two may not fit into memory.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _loop: asyncio.AbstractEventLoop
 _thread: threading.Thread | None = None
 _starting = threading.Lock()  # guards _thread: two event loops may be first at the same time
 _users: dict[Writer, int] = {}
-"""The models that are loaded, and how many have them open. Only the thread looks at it."""
+"""The loaded models, with the number of objects that have each open. Only the MLX thread uses it."""
 
 _EXIT_TIMEOUT_S = 10.0
 
 
 def on_mlx_thread(task: Coroutine[Any, Any, T]) -> Future[T]:
-    """Run `task` on the thread; cancelling the future cancels it."""
+    """Run `task` on the MLX thread; cancelling the future cancels the task."""
     global _loop, _thread  # noqa: PLW0603  (MLX has one thread a process, so this is a process's)
     with _starting:
-        # After a fork there is a thread that does not live.
+        # In a forked child the thread object exists, but the thread does not run.
         if _thread is None or not _thread.is_alive():
             runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
             _loop = runner.get_loop()
@@ -43,7 +43,7 @@ def on_mlx_thread(task: Coroutine[Any, Any, T]) -> Future[T]:
 
 
 async def open_writer(weights: Weights) -> Writer:
-    """The loaded model for `weights`; on the thread."""
+    """Load the model for `weights` unless it is loaded, and open it; on the MLX thread."""
     writer = next((writer for writer in _users if writer.weights == weights), None)
     if writer is None:
         for idle in [writer for writer, users in _users.items() if not users]:
@@ -55,10 +55,10 @@ async def open_writer(weights: Weights) -> Writer:
 
 
 async def close_writer(writer: Writer) -> None:
-    """Give back what `open_writer` gave; on the thread."""
+    """Close a model that `open_writer` returned; on the MLX thread."""
     _users[writer] -= 1
     if not _users[writer]:
-        writer.forget()
+        writer.drop_caches()
 
 
 def _run(runner: asyncio.Runner) -> None:

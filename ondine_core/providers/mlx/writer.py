@@ -1,4 +1,4 @@
-"""Generates many replies at once with mlx-lm's `BatchGenerator`, each a token longer at every step.
+"""Generates many replies at once with mlx-lm's `BatchGenerator`; each step adds a token to every reply.
 
 Everything here runs on the MLX thread. A call joins the batch at any time, and leaves it when it is answered or
 cancelled.
@@ -15,10 +15,10 @@ from typing import Any
 
 from ondine_core.errors import FatalError, RefusedError
 from ondine_core.providers.mlx.chat_template import encode
-from ondine_core.providers.mlx.failures import broken_off
+from ondine_core.providers.mlx.failures import generation_error
 from ondine_core.providers.mlx.grammar import Grammars
 from ondine_core.providers.mlx.parameters import MAX_CONCURRENCY, Options
-from ondine_core.providers.mlx.prefix_cache import READ_AT_ONCE, PrefixCache
+from ondine_core.providers.mlx.prefix_cache import PREFILL_TOKENS, PrefixCache
 from ondine_core.providers.mlx.sampling import make_sampler
 from ondine_core.types.values import Call, Reply, Usage
 
@@ -28,9 +28,9 @@ _FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safeten
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What is loaded once a process: a folder or a repository, and the LoRA adapter that is laid over it.
+    """The weights to load: a folder or a repository, and the LoRA adapter to apply.
 
-    `token` is for a repository that is not public; without it, what this machine is logged in with.
+    `token` is for a repository that is not public; the default is the login of this machine.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a model has done since it was loaded; a step brings every reply that is being written a token further."""
+    """What a model has done since it was loaded; a step adds a token to every reply that is being written."""
 
     steps: int = 0
     output_tokens: int = 0
@@ -50,7 +50,7 @@ class Work:
 
 @dataclass(slots=True)
 class _Draft:
-    """A reply that is being written; one with a detokenizer ends with its first paragraph."""
+    """A reply that is being written; if it has a detokenizer, it ends after its first paragraph."""
 
     cached_input_tokens: int
     detokenizer: Any
@@ -59,16 +59,16 @@ class _Draft:
 
 
 class Writer:
-    """A loaded model; a repository is downloaded unless it is on this machine."""
+    """A loaded model, which writes replies; a repository is downloaded unless it is on this machine."""
 
     def __init__(self, weights: Weights) -> None:
         folder, no_code = str(_fetch(weights)), {"trust_remote_code": False}
-        import mlx.core as mx  # after the download, during which a process can still end without MLX's consent
+        import mlx.core as mx  # after the download, during which the process can be ended before MLX is loaded
         from mlx_lm import load
         from mlx_lm.models.cache import make_prompt_cache
 
         if mx.default_device().type == mx.cpu:
-            mx.disable_compile()  # there it means starting a C++ compiler, seconds a formula, and is not faster
+            mx.disable_compile()  # on a CPU it starts a C++ compiler for seconds a formula, and is not faster
         loaded: Any = load(folder, no_code, adapter_path=weights.adapter_path, return_config=True)
         self._model, self._tokenizer, config = loaded
         if not all(hasattr(layer, "merge") for layer in make_prompt_cache(self._model)):
@@ -86,7 +86,12 @@ class Writer:
         self.weights, self.work = weights, Work()
 
     async def write(self, call: Call, options: Options) -> Reply:
-        """The reply to `call`; cancelling this ends its generation."""
+        """Generate the reply to `call`; cancelling this ends the generation.
+
+        Raises:
+            RefusedError: The template does not take the call, or its prompt is longer than the window.
+            ProviderError: Generation failed; see `generation_error`.
+        """
         try:
             tokens = encode(self._tokenizer, call, think=options.params.enable_thinking)
         except BaseException as error:  # noqa: BLE001  (templates are the model's own code, and Rust may panic)
@@ -98,9 +103,9 @@ class Writer:
         try:
             number = self._insert(call, options, tokens, window)
         except BaseException as error:  # noqa: BLE001
-            raise broken_off(error, 1) from None
+            raise generation_error(error, 1) from None
         if self._stepping is None or self._stepping.done():
-            self._stepping = asyncio.create_task(self._step_on())
+            self._stepping = asyncio.create_task(self._run_steps())
         draft = self._drafts[number]
         try:
             finish_reason = await draft.finish_reason
@@ -133,15 +138,15 @@ class Writer:
         self._drafts[number] = _Draft(known, None if ends_itself else self._tokenizer.detokenizer)
         return number
 
-    async def _step_on(self) -> None:
-        """Write token by token until no draft is left."""
+    async def _run_steps(self) -> None:
+        """Generate token by token until no draft is left."""
         while self._drafts:
             try:
                 self._step()
-            except BaseException as error:  # noqa: BLE001  (whatever it is, the calls must hear of it)
-                self._break_off(error)
+            except BaseException as error:  # noqa: BLE001  (the calls must not wait for ever)
+                self._fail_drafts(error)
                 return
-            await asyncio.sleep(0)  # others come and go
+            await asyncio.sleep(0)  # lets calls join and leave
 
     def _step(self) -> None:
         written = self._generator.next()[1]
@@ -153,7 +158,7 @@ class Writer:
 
     def _add(self, number: int, token: int, finish_reason: str | None) -> None:
         draft = self._drafts[number]
-        if finish_reason != "stop":  # then it is the end itself
+        if finish_reason != "stop":  # otherwise `token` is the end mark
             draft.tokens.append(token)
             if draft.detokenizer is not None:
                 draft.detokenizer.add_token(token)
@@ -167,7 +172,7 @@ class Writer:
                 draft.finish_reason.set_result(finish_reason)
 
     def _reply(self, draft: _Draft, usage: Usage, finish_reason: str) -> Reply:
-        # Cleaning up would take the space before a full stop out of an answer.
+        # Cleaning up would remove the space before a full stop from an answer.
         text: str = self._tokenizer.decode(draft.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if draft.detokenizer is not None:
             text = text.partition(_PARAGRAPH)[0]
@@ -176,15 +181,15 @@ class Writer:
             usage = replace(usage, reasoning_tokens=min(self._count(thought + mark), usage.output_tokens))
         return Reply(text.strip(), usage, finish_reason, f"mlx-{secrets.token_hex(8)}")
 
-    def _break_off(self, error: BaseException) -> None:
-        """End all drafts: their state after an error is not known."""
+    def _fail_drafts(self, error: BaseException) -> None:
+        """Fail all drafts and start afresh, since the generator's state after an error is not known."""
         drafts = list(self._drafts.values())
         self._drafts.clear()
         self._generator.close()
         self._start()
         for draft in drafts:
             if not draft.finish_reason.done():
-                draft.finish_reason.set_exception(broken_off(error, len(drafts)))
+                draft.finish_reason.set_exception(generation_error(error, len(drafts)))
 
     def _start(self) -> None:
         from mlx_lm.generate import BatchGenerator
@@ -193,29 +198,29 @@ class Writer:
             self._model,
             stop_tokens=[[token] for token in self._ends],
             completion_batch_size=MAX_CONCURRENCY,
-            prefill_step_size=READ_AT_ONCE,
+            prefill_step_size=PREFILL_TOKENS,
         )
-        self.forget()
+        self.drop_caches()
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
+        """The number of tokens of each text."""
         return [self._count(text) for text in texts]
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def forget(self) -> None:
-        """Free the memory that only makes the next calls faster."""
+    def drop_caches(self) -> None:
+        """Free the memory that only makes later calls faster."""
         import mlx.core as mx
 
         self._prefixes = PrefixCache(self._model)
         mx.clear_cache()
 
     def unload(self) -> None:
-        """Free all memory; the writer is of no use afterwards."""
+        """Free all memory; the writer cannot be used afterwards."""
         self._generator.close()
         self._model = self._generator = None
-        self.forget()
+        self.drop_caches()
 
 
 def _fetch(weights: Weights) -> Path:
@@ -224,5 +229,6 @@ def _fetch(weights: Weights) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
-    found = snapshot_download(weights.name, revision=weights.revision, token=weights.token, allow_patterns=list(_FILES))
-    return Path(found)
+    return Path(
+        snapshot_download(weights.name, revision=weights.revision, token=weights.token, allow_patterns=list(_FILES))
+    )

@@ -17,7 +17,7 @@ from tests.support.asking_mlx import ask, write_models  # isort: skip
 
 from ondine_core.errors import ConfigError, FatalError, RefusedError, TransientError
 from ondine_core.providers import connect
-from ondine_core.providers.mlx.failures import broken_off, not_loaded
+from ondine_core.providers.mlx.failures import generation_error, load_error
 from ondine_core.types.values import ModelSpec
 from tests.support.tiny_mlx import write_tiny_model
 
@@ -91,12 +91,12 @@ NO_MEMORY = [
 def test_out_of_memory_is_classified_by_when_it_happens(message: str) -> None:
     """A model too large is fatal, too many concurrent calls are an overload, and a single call too large is refused."""
     error = RuntimeError(message)
-    assert "does not fit into memory" in str(not_loaded("a/b", error))
-    many, alone = broken_off(error, 4), broken_off(error, 1)
+    assert "does not fit into memory" in str(load_error("a/b", error))
+    many, alone = generation_error(error, 4), generation_error(error, 1)
     assert isinstance(many, TransientError)
     assert many.kind == "overloaded"
     assert isinstance(alone, RefusedError)
-    assert isinstance(broken_off(RuntimeError("shapes differ"), 4), FatalError)
+    assert isinstance(generation_error(RuntimeError("shapes differ"), 4), FatalError)
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -127,7 +127,7 @@ def hub() -> Iterator[str]:
 ASK_ALL = """
 import asyncio, sys
 from ondine_core.providers import connect
-from ondine_core.providers.mlx.failures import broken_off, not_loaded  # noqa: E402
+from ondine_core.providers.mlx.failures import generation_error, load_error  # noqa: E402
 from ondine_core.types.values import Call, Message, ModelSpec
 
 async def main():

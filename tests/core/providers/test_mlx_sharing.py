@@ -210,7 +210,7 @@ def test_process_exits_cleanly(models: Path, busy: bool) -> None:
     code = f"""
 import asyncio
 from ondine_core.providers import connect
-from ondine_core.providers.mlx.failures import broken_off, not_loaded  # noqa: E402
+from ondine_core.providers.mlx.failures import generation_error, load_error  # noqa: E402
 from ondine_core.types.values import Call, Message, ModelSpec
 
 async def main():
