@@ -27,7 +27,7 @@ from ondine_core.limits.lease import Lease
 from ondine_core.preprocessing.cleaning import Clean
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.prompts.output_schema import Output
-from ondine_core.prompts.task import Task, check_columns, check_sight, compile_task
+from ondine_core.prompts.task import Task, check_columns, check_media_model, compile_task
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.telemetry.events import Run
@@ -163,7 +163,7 @@ async def answer(
     `model` is asked instead of connecting to the model of `task`, and left open; the other arguments are those of
     `enrich`.
     """
-    check_sight(task.prompt, task.model)
+    check_media_model(task.prompt, task.model)
     names, rows, columns = read(table, task.prompt.columns)
     check_columns(task, names, overwrite=overwrite)
     async with AsyncExitStack() as stack:
@@ -180,7 +180,7 @@ async def answer(
         runtime = await open_runtime(task.model, store, options, stack, model)
         chain = [(task, replace(runtime, lease=lease))]
         for spec in options.fallbacks:
-            check_sight(task.prompt, spec)
+            check_media_model(task.prompt, spec)
             runtime = await open_runtime(spec, store, replace(options, price=None), stack)
             chain.append((replace(task, model=spec), replace(runtime, lease=lease)))
         run = Run(options.origin, task.model.model, rows, options.traceparent)

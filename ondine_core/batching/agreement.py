@@ -1,7 +1,7 @@
-"""Agreement of the answers to the same rows, asked alone and asked together: its share by column, with an interval.
+"""Measures how far answers to the same rows agree if they are asked alone and together, by column.
 
-Floats may differ in their last digits and texts in the space around them. Free text, which says the same in other
-words, is counted apart.
+Floats may differ in their last digits, and texts in the space around them. Free text can say the same in other words,
+so its columns are reported but do not decide.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Values: TypeAlias = Mapping[str, Json] | None
 
 _Z_95 = 1.959963984540054
 _SAME_NUMBER = 1e-9
-"""Relative, and not for whole numbers: two long identifiers may differ in the last digit only."""
+"""The relative tolerance of floats; whole numbers have none, since they may be long identifiers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How often a column has the same value whether rows are asked alone or together.
+    """How often a column has the same value if rows are asked alone and together.
 
-    `compared` rows have an answer in at least one of the two ways, `agreed` of them the same one; `low` and `high` are
-    the ends of Wilson's interval for their share, at 95 %. Only columns that `decides` count for what is done.
+    `compared` rows have an answer in at least one of the two ways, and `agreed` of them the same one; `low` and `high`
+    are the ends of Wilson's 95 % interval for the share. Only columns with `decides` decide about the batch size.
     """
 
     column: str
@@ -39,7 +39,7 @@ class Agreement:
 
     @property
     def share(self) -> float:
-        """The share of rows that agree; 1 if there was none to compare."""
+        """The share of rows that agree, from 0 to 1; 1 if none was compared."""
         return self.agreed / self.compared if self.compared else 1.0
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A comparison of rows that were asked alone and `batch_size` a call."""
+    """A comparison of rows that were asked one a call and `batch_size` a call."""
 
     rows: int
     batch_size: int
@@ -75,20 +75,21 @@ def wilson(agreed: int, compared: int) -> tuple[float, float]:
     share, z2 = agreed / compared, _Z_95**2
     middle = (share + z2 / (2 * compared)) / (1 + z2 / compared)
     half = _Z_95 * sqrt(share * (1 - share) / compared + z2 / (4 * compared**2)) / (1 + z2 / compared)
-    # At the ends it is exact, which floats are not.
-    return (max(0.0, middle - half) if agreed else 0.0), (min(1.0, middle + half) if agreed < compared else 1.0)
+    # Exactly 0 and 1 at the ends, in spite of rounding.
+    low = max(0.0, middle - half) if agreed else 0.0
+    high = min(1.0, middle + half) if agreed < compared else 1.0
+    return low, high
 
 
 def compare(
     alone: Mapping[Key, Values], batched: Mapping[Key, Values], columns: Sequence[Column], batch_size: int
 ) -> Calibration:
-    """How far the answers of the same rows agree, asked one a call and `batch_size` a call.
+    """Compare the answers to the same rows, asked one a call and `batch_size` a call.
 
-    Numbers are the same within a relative 1e-9 (whole ones when they are equal), texts when they are equal but for
-    space around them, everything else when it is equal. A row that has an answer in one way only disagrees; one that
-    has none in either says nothing.
+    Floats are the same within a relative 1e-9, texts if they are equal without the space around them, all else if it is
+    equal. A row with an answer in one way only disagrees; a row without any answer is not compared.
 
-    Free text never agrees word by word. Its columns are reported and do not decide, unless there are no others.
+    Free text never agrees word by word. Its columns do not decide, unless there are no others.
     """
     rows = [(alone.get(key), batched.get(key)) for key in dict.fromkeys((*alone, *batched))]
     pairs = [(one, other) for one, other in rows if one is not None or other is not None]
@@ -126,7 +127,7 @@ _CLOSED = ("enum", "const", "format", "pattern")
 
 
 def _is_free_text(kind: Mapping[str, Any]) -> bool:
-    """Whether values hold a text that can be put in other words."""
+    """Whether values have a text that can be put in other words."""
     parts = [*kind.get("anyOf", ()), *kind.get("oneOf", ()), *kind.get("properties", {}).values()]
     if isinstance(kind.get("items"), Mapping):
         parts.append(kind["items"])

@@ -1,10 +1,10 @@
 """Adaptive batch size: grows while calls succeed and shrinks when they do not.
 
 The best size depends on model, rows and answers, so it is measured. One call at a time, a probe, tries a larger size
-while all others keep the proven one: a size that is too large costs one call, however many are in flight. Probes double
-until one fails, then grow by a quarter; after each failed one the wait for the next doubles, so the share of rows asked
-in vain goes to zero. A bad reply among many good ones is chance and changes nothing; several in short order halve the
-size.
+while all others keep the proven one, so a size that is too large costs one call, however many are in flight. Probes
+double the size until one fails, then grow by a quarter; after each failed probe the wait for the next one doubles, so
+the share of rows asked without success goes to zero. A bad reply among many good ones is chance and changes nothing;
+several within few calls halve the size.
 
 It uses no clock and no random numbers: the same replies give the same sizes.
 """
@@ -18,32 +18,32 @@ from ondine_core.errors import ConfigError
 
 _FIRST_ROWS = 10
 _MAX_ROWS = 100
-"""Beyond it there is little left to save: of the instructions, 99 % are shared already."""
+"""Larger sizes save little more: at this one, a row's share of the instructions is 1 %."""
 _SHARE_OF_TIMEOUT = 0.5
-"""A call that takes half its time-out on a good day is lost on a bad one, and with it all of its rows."""
+"""A call that usually takes half of its time-out sometimes exceeds it, and then all of its rows are lost."""
 _PROBE_AFTER = 4
 _MAX_PROBE_AFTER = 160
 _GOOD_FOR_ONE_BAD = 12
-"""Good calls that make up for a bad one: sizes at which more than one in thirteen is bad do not last."""
+"""Good calls that make up for a bad one: a size at which more than one call in thirteen is bad shrinks."""
 _MAX_CREDIT = 3 * _GOOD_FOR_ONE_BAD
 _LOST_AFTER = 100
-"""A probe without an outcome for this many calls carried fewer rows than it might: they did not fit the window."""
+"""A probe without an outcome for this many calls had fewer rows than planned, since more did not fit the window."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveSize:
-    """What has been learnt so far about how many rows a call can carry.
+    """The state of the adaptive batch size.
 
     Args:
-        rows: The size that has proved itself.
-        max_rows: Never more than this.
-        ceiling: Up to here sizes double; it is where the last probe that failed left from.
-        max_s: The latency that a call should keep under.
-        slowest_s: The longest latency seen at `rows`.
-        probe: The larger size that a call in flight tries, 0 if none does.
-        streak: Good calls of `rows` rows since it last changed.
-        due: The streak at which the next probe leaves.
-        probe_after: The streak that a probe which failed last made the next one wait for.
+        rows: The proven size, in rows a call.
+        max_rows: The largest size.
+        ceiling: The size up to which probes double: the proven size when the last probe failed.
+        max_s: The longest acceptable latency of a call, in seconds.
+        slowest_s: The longest latency seen at `rows`, in seconds.
+        probe: The size of the probe in flight, 0 if there is none.
+        streak: Good calls of `rows` rows since `rows` changed.
+        due: The streak at which the next probe is made.
+        probe_after: Good calls to wait for after the last failed probe.
         credit: Good calls, minus those that bad calls have used up.
     """
 
@@ -60,17 +60,14 @@ class AdaptiveSize:
 
 
 def start_size(max_rows: int = _MAX_ROWS, timeout_s: float = inf) -> AdaptiveSize:
-    """The size to begin with.
-
-    Sizes whose calls take more than half of `timeout_s`, after which a call is lost, are too large.
-    """
+    """The initial state; a size whose calls take more than half of `timeout_s` seconds is too large."""
     if max_rows < 1:
         raise ConfigError(f"The largest batch size is {max_rows!r}; it must be at least 1.")
     return AdaptiveSize(min(_FIRST_ROWS, max_rows), max_rows, max_rows, timeout_s * _SHARE_OF_TIMEOUT)
 
 
 def take_rows(size: AdaptiveSize) -> tuple[int, AdaptiveSize]:
-    """The rows that the next call may carry, and the state thereafter."""
+    """The rows for the next call, and the state after it was made."""
     larger = _larger(size) if size.streak >= size.due else 0
     if larger <= size.rows:
         return size.rows, size
@@ -78,13 +75,12 @@ def take_rows(size: AdaptiveSize) -> tuple[int, AdaptiveSize]:
 
 
 def adapt(size: AdaptiveSize, *, rows: int, unanswered: int, latency_s: float = 0.0) -> AdaptiveSize:
-    """Learn from the outcome of a call.
+    """The state after a call with `rows` rows that were asked for the first time.
 
-    Only calls that ask their rows for the first time count: rows are asked again because of their content.
-
-    `unanswered` of its rows have no answer after it: all of them if the reply was cut, unreadable or lost.
+    `unanswered` of them have no answer: all of them if the reply was cut, unreadable or lost. Repeated rows do not
+    count, since they are asked again because of their content.
     """
-    # Small numbers vary, so one row more is allowed than the share: more than a third is bad, up to an eighth is good.
+    # More than a third is bad and up to an eighth is good, each plus one row, as small numbers vary.
     lost, slow = unanswered > rows / 3 + 1, latency_s > size.max_s
     good = not slow and unanswered < rows and unanswered <= rows / 8 + 1
     if rows > size.rows:
@@ -103,7 +99,7 @@ def adapt(size: AdaptiveSize, *, rows: int, unanswered: int, latency_s: float = 
 
 
 def _learn_from_probe(size: AdaptiveSize, rows: int, latency_s: float, *, good: bool) -> AdaptiveSize:
-    if rows > size.probe:  # no probe: it left before the size shrank
+    if rows > size.probe:  # not a probe: it was sent before the size shrank
         return size
     if good:
         ceiling = max(size.ceiling, rows)
@@ -119,6 +115,6 @@ def _larger(size: AdaptiveSize) -> int:
     else:
         grown = min(max(size.rows + 1, size.rows * 5 // 4), size.max_rows)
     if size.slowest_s:
-        # As if every row took its share of the time: that is more than it will take, and closer with each step.
+        # Assume that latency grows with the rows: it grows less, so this is safe, and closer with each step.
         grown = int(min(grown, size.rows * size.max_s / size.slowest_s))
     return grown

@@ -1,10 +1,9 @@
 """Compares answers of rows asked together with those of the same rows asked alone, on a sample before a large run.
 
-The share of rows that agree decides, not its interval, which is wide at affordable sample sizes: 49 of 50 rows leave
-anything from 0.90 to 1.00. If its lower end had to reach 0.98, no sample under 189 rows could pass; if its upper end
-had to, a size that spoils every twentieth answer would pass 50 rows more often than not. By the share that size passes
-one time in four, and one that spoils every hundredth answer fails one time in eleven, which costs calls but no answer.
-The interval is reported with the share.
+The share of rows that agree decides, not its interval, which is wide at affordable sample sizes: with 49 of 50 rows it
+is 0.90 to 1.00. If its lower end had to reach 0.98, no sample under 189 rows could pass. If its upper end had to, a
+size that spoils every twentieth answer would usually pass with 50 rows; by the share it passes one time in four. A size
+that spoils every hundredth answer fails one time in eleven, which costs calls but no answer. The interval is reported.
 
 A model that samples also disagrees with itself, least at `temperature=0`; the measurement includes that.
 """
@@ -25,12 +24,12 @@ from ondine_core.types.values import Key
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPlan:
-    """How a run is calibrated.
+    """The settings of a calibration.
 
     Args:
-        rows: How many rows are asked in both ways, at least those of one call.
-        min_agreement: The share of rows that has to agree in every column that decides.
-        on_disagreement: `"lower"` halves the batch size until it is good, `"stop"` does not start the run.
+        rows: The number of rows to ask in both ways.
+        min_agreement: The share of rows, from 0 to 1, that has to agree in every column that decides.
+        on_disagreement: `"lower"` halves the batch size until enough rows agree, `"stop"` does not start the run.
     """
 
     rows: int
@@ -50,7 +49,7 @@ class CalibrationPlan:
 class CalibrationResult:
     """The result of a calibration: the size to use, and the comparisons in order.
 
-    `complaint` says what was found wrong with the size that was asked for; with `stop`, the run must not start.
+    `complaint` says how the requested size disagrees, if it does; with `stop`, the run must not start.
     """
 
     batch_size: int
@@ -60,14 +59,15 @@ class CalibrationResult:
 
 
 def sample(keys: Sequence[Key], n: int, rng: random.Random) -> list[Key]:
-    """`n` of `keys`, or all if there are fewer, in the order of `keys`, so that neighbours stay neighbours."""
+    """A random sample of `n` of `keys`, or all if there are fewer, in the order of `keys`."""
     return [keys[index] for index in sorted(rng.sample(range(len(keys)), min(n, len(keys))))]
 
 
 def next_size(calibration: Calibration, min_agreement: float) -> int | None:
-    """The size to try instead, half as large; `None` if this one is good."""
-    good = calibration.batch_size == 1 or calibration.lowest.share >= min_agreement
-    return None if good else max(1, calibration.batch_size // 2)
+    """Half of the size that was tried; `None` if enough rows agree at it."""
+    if calibration.batch_size == 1 or calibration.lowest.share >= min_agreement:
+        return None
+    return calibration.batch_size // 2
 
 
 async def calibrate(
@@ -77,28 +77,30 @@ async def calibrate(
     columns: Sequence[Column],
     plan: CalibrationPlan,
 ) -> CalibrationResult:
-    """Find a batch size, at most `batch_size`, at which `chosen` rows get the answers that they get alone.
+    """Find a batch size, at most `batch_size`, at which the `chosen` rows get the same answers as alone.
 
     `ask` asks the rows of some keys, a number of rows a call, without looking up known answers; a failed row is `None`
     in its result or absent from it.
     """
-    # A call cannot be tried with more rows than there are.
+    # No call of the sample can have more rows than the sample.
     size = tried = min(batch_size, len(chosen))
     if size <= 1:
         return CalibrationResult(batch_size)
     alone = dict.fromkeys(chosen) | dict(await ask(chosen, 1))
-    made: list[Calibration] = []
+    calibrations: list[Calibration] = []
     while size > 1:
         batched = dict.fromkeys(chosen) | dict(await ask(chosen, size))
-        made.append(compare(alone, batched, columns, size))
-        smaller = next_size(made[-1], plan.min_agreement)
+        calibrations.append(compare(alone, batched, columns, size))
+        smaller = next_size(calibrations[-1], plan.min_agreement)
         if smaller is None:
             break
         if plan.on_disagreement == "stop":
-            return CalibrationResult(tried, tuple(made), _complain(made[0], plan, None), stop=True)
+            complaint = _complain(calibrations[0], plan, None)
+            return CalibrationResult(tried, tuple(calibrations), complaint, stop=True)
         size = smaller
-    complaint = None if size == tried else _complain(made[0], plan, size)
-    return CalibrationResult(batch_size if size == tried else size, tuple(made), complaint)
+    if size == tried:
+        return CalibrationResult(batch_size, tuple(calibrations))
+    return CalibrationResult(size, tuple(calibrations), _complain(calibrations[0], plan, size))
 
 
 def _complain(first: Calibration, plan: CalibrationPlan, size: int | None) -> str:

@@ -1,8 +1,8 @@
 """Writes records as text and reads them again: JSON, JSON lines, CSV and XML.
 
-A value stays one value of one record, whatever it contains; what cannot be read with certainty is left out or refused
-as a whole. JSON, JSON lines and CSV carry every text unchanged. XML has no control characters and one kind of line end,
-so others become spaces and line feeds.
+A value stays one value of one record, whatever it contains. A record that cannot be read with certainty is left out, or
+the whole text is refused. JSON, JSON lines and CSV keep every text unchanged. XML has no control characters and one
+kind of line end, so others become spaces and line feeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RowFormatName: TypeAlias = Literal["json", "jsonl", "csv", "xml"]
 """The names of the formats below, which are the values of `batch_format`."""
 
 Record = Mapping[str, Json]
-"""An item or an answer as it travels: its local id, and its fields."""
+"""A row or an answer in a call with many rows: its local id, and its fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ class RowFormat:
     """A format in which the rows and the answers of a call are written.
 
     Args:
-        name: What it is called.
-        ask: The instruction how to reply; `{example}` is the shape of an answer.
-        write: Records to text.
-        read: Text to records, as far as it can be read; `None` if it cannot be read at all.
-        structured: Whether a provider can be held to it by JSON schema.
-        typed: Whether values keep their JSON types on the way; otherwise they are texts.
+        name: Its name, as in `batch_format`.
+        ask: The instruction how to reply; `{example}` is replaced by an example of an answer.
+        write: Writes records as text.
+        read: Returns the records of a text that can be read; `None` if none can.
+        structured: Whether a provider can enforce it by JSON schema.
+        typed: Whether values keep their JSON types; otherwise they become texts.
     """
 
     name: str
@@ -67,15 +67,15 @@ def _write_jsonl(records: Sequence[Record]) -> str:
 
 
 def _read_jsonl(text: str) -> list[dict[str, Json]] | None:
-    found = []
+    records = []
     for line in text.split("\n"):
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
         if isinstance(record, dict):
-            found.append(record)
-    return found or None
+            records.append(record)
+    return records or None
 
 
 def _write_csv(records: Sequence[Record]) -> str:
@@ -88,7 +88,7 @@ def _write_csv(records: Sequence[Record]) -> str:
 
 
 def _cell(value: Json) -> str | float:
-    """A value where there are only texts and numbers: whatever is neither is written as JSON, and null as nothing."""
+    """A value in a format of texts and numbers: null becomes an empty text, and other values are written as JSON."""
     if value is None:
         return ""
     is_plain = isinstance(value, str | int | float) and not isinstance(value, bool)
@@ -102,7 +102,7 @@ def _read_csv(text: str) -> list[dict[str, Json]] | None:
         return None
     if len(set(header)) < len(header):
         return None
-    # A row with too few or too many cells has shifted: it is left out, and so asked again.
+    # In a row with too few or too many cells values may have shifted, so it is left out and asked again.
     return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)] or None
 
 
@@ -131,17 +131,18 @@ def _xml_text(text: str) -> str:
 
 
 def _read_xml(text: str) -> list[dict[str, Json]] | None:
-    if "<!DOCTYPE" in text:  # its entities are how small texts become huge ones
+    if "<!DOCTYPE" in text:  # its entities can expand a small text to a huge one
         return None
     try:
         root = ET.fromstring(text)  # noqa: S314
     except ET.ParseError:
         return None
-    return [record for item in root if (record := _read_xml_item(item)) is not None] or None
+    records = map(_read_xml_item, root)
+    return [record for record in records if record is not None] or None
 
 
 def _read_xml_item(item: ET.Element) -> dict[str, Json] | None:
-    """An item's attributes and elements; `None` if one of them is there twice, or holds markup, so that it is cut."""
+    """The attributes and elements of an item; `None` if a name occurs twice, or an element has inner elements."""
     pairs = [*item.items(), *((_xml_name(part), part.text or "") for part in item)]
     record: dict[str, Json] = dict(pairs)
     return None if len(record) < len(pairs) or any(len(part) for part in item) else record

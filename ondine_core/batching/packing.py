@@ -1,4 +1,4 @@
-"""Groups prompts into batches, lazily and in order, within the size that is wanted and the room that the model has."""
+"""Groups prompts into batches, lazily and in order, up to the batch size and the capacity of a call."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def find_capacity(
     window_tokens: int | None = None,
     media_tokens: Callable[[Media], int] = max_tokens_anywhere,
 ) -> CallCapacity | None:
-    """What calls of `strategy` have room for; `None` when nothing is known to limit them.
+    """The capacity of calls by `strategy`; `None` if no limit is known.
 
-    `window_tokens` replaces the window that the list has for the model.
+    `window_tokens` replaces the listed window of the model. `count` counts the tokens of a text, and `media_tokens`
+    those of an image or document.
     """
     window = window_tokens or get_context_limit(task.model.listed_as)
     output = get_output_limit(task.model)
@@ -37,7 +38,7 @@ def find_capacity(
     if window is None and output is None and limits is None:
         return None
     blank = Item(b"", "", dict.fromkeys(task.prompt.columns, ""))
-    # A complaint may join the rows later on, when there is no counting any more.
+    # A complaint may be added to the rows later, when tokens are not counted any more.
     call = encode(strategy, Batch((blank,), complaint=_LONG_COMPLAINT), task)
     fixed = sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
     shown = call.shown_media
@@ -74,22 +75,26 @@ def pack(
     """Group `items` into batches, lazily and in order.
 
     A batch is closed when it has `size` items, or when the next item would not fit; so every batch of two or more fits.
-    An item that does not fit even alone travels alone: whether that fails is the provider's to say.
-    Tokens are counted only where the bound on them does not fit, and where `size` is 1 not at all.
+    An item that does not fit even alone is sent alone, and the provider decides. Tokens are counted only if their upper
+    bound does not fit, and not at all if `size` is 1.
 
     A batch of several is repaired at most once, since its remaining prompts are then more likely to succeed in smaller
-    batches. Functions are asked anew for each batch.
+    batches. `size` and `capacity` are called for each batch.
     """
     source = iter(items)
-    held: Item | None = None
+    left_over: Item | None = None
     while True:
-        most, space = size() if callable(size) else size, capacity()
-        load = _Load(space) if space is not None and most > 1 else None
+        max_items = size() if callable(size) else size
+        limits = capacity()
+        load = _Load(limits) if limits is not None and max_items > 1 else None
         group: list[Item] = []
-        while len(group) < most and (item := held or next(source, None)) is not None:
-            held = None
+        while len(group) < max_items:
+            item = left_over or next(source, None)
+            left_over = None
+            if item is None:
+                break
             if load and not load.take(item) and group:
-                held = item
+                left_over = item
                 break
             group.append(item)
         if not group:
@@ -98,7 +103,7 @@ def pack(
 
 
 class _Load:
-    """What a batch takes of its capacity: of some items the tokens, of the others the most that they can have."""
+    """The part of its capacity that a batch takes; tokens are bounded from above first, and counted if need be."""
 
     def __init__(self, capacity: CallCapacity) -> None:
         self._capacity = capacity
@@ -110,7 +115,7 @@ class _Load:
         self._images = capacity.media_images
 
     def take(self, item: Item) -> bool:
-        """Whether there was room for `item`, too."""
+        """Add `item`; returns whether the batch still fits."""
         if self._capacity.media is not None and item.media:
             shown = find_media(item.text, item.media)
             self._bytes += sum(map(sent_bytes, shown)) + len(item.text.encode())

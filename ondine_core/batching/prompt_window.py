@@ -1,7 +1,7 @@
 """Finds prompts that do not fit into a model's window, and replies to prompts that a server cut silently.
 
-Ollama and LM Studio cut what does not fit and answer the rest with an ordinary finish reason; only the prompt tokens
-that they report show it. Counts are on the low side here, since an answer must not be lost to an estimate.
+Ollama and LM Studio cut a prompt that does not fit and answer with an ordinary finish reason; only the prompt tokens
+that they report show it. Counts are rather too low here, since no answer must be lost because of an estimate.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ from ondine_core.types.values import Call, Failure, ModelSpec, Usage
 
 _CUTTING = ("ollama", "ollama_chat", "lm_studio")
 _SMALLEST_WINDOW = 512
-"""No server has a smaller window by default; smaller figures are not evidence of one."""
+"""No server has a smaller window by default, so smaller figures prove nothing."""
 _SMALLEST_SHARE = 0.5
-"""Of the counted tokens: a vocabulary of many languages has down to 0.7 of what OpenAI's have (Chinese, DeepSeek)."""
+"""Of the counted tokens: other vocabularies take as few as 0.7 of the tokens of OpenAI's (Chinese, DeepSeek)."""
 
 
 def find_window(model: ModelSpec) -> int | None:
-    """The listed window of `model`, except on a server whose user sets it: there the list has the model's default."""
+    """The listed window of `model` in tokens; `None` if unknown, or for a server on which the user sets it."""
     return None if model.provider in _CUTTING else get_context_limit(model.listed_as)
 
 
 def find_oversize(call: Call, window: int | None, reserved: int) -> Failure | None:
-    """Why `call` cannot be taken by a model with this window; `None` if it may be, or nothing is known.
-
-    The request sets `reserved` tokens of the window aside for the reply.
-    """
+    """A failure if `call` does not fit into `window` tokens, of which the request reserves `reserved` for the reply."""
     texts = [remove_media(message.content, call.media) for message in call.messages]
     if window is None or sum(len(text.encode()) for text in texts) + reserved <= window:
         return None  # no vocabulary in use has more tokens than bytes
@@ -41,12 +38,12 @@ def find_oversize(call: Call, window: int | None, reserved: int) -> Failure | No
 
 
 def find_cut_prompt(call: Call, usage: Usage, provider: str, window: int | None) -> Failure | None:
-    """That the server read only a part of `call`, if the tokens that it reports tell so.
+    """A failure if the server read only a part of `call`, judged by the tokens that it reports.
 
-    A count that is exactly a window (a power of two, as their sizes are) and below what was sent tells it anywhere;
-    half of what was sent tells it of a server that is known to cut.
+    At any server, a count that is exactly a window (usually a power of two) and less than was sent proves it. At a
+    server that is known to cut, less than half of what was sent proves it.
     """
-    # Some servers count what they had cached apart.
+    # Some servers do not include cached tokens in the input.
     cached = usage.cached_input_tokens
     read = usage.input_tokens + (cached if cached > usage.input_tokens else 0)
     is_window = read == window or (read & (read - 1) == 0 and read > _SMALLEST_WINDOW)

@@ -1,7 +1,7 @@
-"""Rows and answers in calls with many rows: flat records under local ids.
+"""Rows and answers in calls with many rows: flat records with local ids.
 
 An answer is passed on as the text that the model would have replied to the row alone, so one parser decides what is
-valid. Where a format knows texts only, the schema says which type a text stands for.
+valid. In a format that has only texts, the schema says which type a text stands for.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ANY_TEXT: Mapping[str, Json] = {"type": "string"}
 """The schema of a text without constraints."""
 
 THE_COLUMN = "x"
-"""What the column of a prompt that reads but one is called in a call with many rows."""
+"""The name of a prompt's only column in a call with many rows."""
 
 _MAX_ID = 20
 
 
 @lru_cache(maxsize=16)
 def reply_fields(task: Task) -> Mapping[str, Mapping[str, Json]]:
-    """The schema of each field of an answer; one invented field for what is not a JSON object."""
+    """The schema of each field of an answer; an answer that is not a JSON object has the one field `answer`."""
     json_schema = task.schema.json_schema
     if json_schema is None:
         return {"answer": ANY_TEXT}
@@ -37,7 +37,7 @@ def reply_fields(task: Task) -> Mapping[str, Mapping[str, Json]]:
 
 @lru_cache(maxsize=16)
 def name_id(task: Task) -> str:
-    """The name of the local id; it differs from all input and output columns of the batch."""
+    """The name of the local id, which differs from all input and output columns."""
     taken = {*item_fields(task), *reply_fields(task)}
     names = chain(("id", "item_id"), (f"item_id_{number}" for number in count(2)))
     return next(name for name in names if name not in taken)
@@ -55,7 +55,7 @@ def item_fields(task: Task) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def reply_schema(task: Task) -> bytes:
-    """The schema of one answer wrapped into that of all of them."""
+    """The JSON schema of the reply to a batch: a list of answers with their ids."""
     properties = {name_id(task): {"type": "integer"}, **reply_fields(task)}
     answer = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
     answers = {"answers": {"type": "array", "items": answer}}
@@ -65,14 +65,14 @@ def reply_schema(task: Task) -> bytes:
 
 
 def item_record(task: Task, number: int, item: Item) -> Record:
-    """A row as it travels."""
+    """The record of a row with the local id `number`."""
     columns = task.prompt.columns
     values = [item.text] if task.prompt.hoisted is None else [item.fields[name] for name in columns]
     return {name_id(task): number, **dict(zip(item_fields(task), values, strict=True))}
 
 
 def answer_record(task: Task, number: int, text: str) -> Record:
-    """The answer `text` as it travels."""
+    """The record of the answer `text` with the local id `number`."""
     values = orjson.loads(text) if task.schema.json_schema else dict.fromkeys(reply_fields(task), text)
     return {name_id(task): number, **values}
 
@@ -89,19 +89,19 @@ def answer_text(record: Record, task: Task, *, typed: bool) -> str:
         answer = record if typed else {name: _read(text, fields.get(name, {})) for name, text in record.items()}
     try:
         return orjson.dumps(answer).decode()
-    except orjson.JSONEncodeError:  # it is nested deeper than anything that is asked for
+    except orjson.JSONEncodeError:  # it is nested deeper than any schema
         return ""
 
 
 def read_id(value: Json) -> int | None:
-    """The number that `value` is, or says."""
+    """The id in `value`, which is a number or a text of one; `None` if it is neither."""
     if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _MAX_ID:
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _read(text: Json, kind: Mapping[str, Json]) -> Json:
-    """A text as the JSON that its schema asks for; nothing, or `null`, is null where null is allowed."""
+    """A text as a JSON value of the type in its schema; an empty text or `null` is null if the schema allows that."""
     options = kind.get("anyOf", [kind])
     types = [option.get("type") for option in options]
     choices = [choice for option in options for choice in option.get("enum", ())]

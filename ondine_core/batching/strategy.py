@@ -1,8 +1,9 @@
 """Batch strategies: write a batch as one call, and split its reply into answers.
 
-A strategy is a value made of pure functions. It is not part of an answer's key: how many others were in the same call
-does not matter. In a call with many rows the instructions come once and first, identical from call to call, so that the
-provider's prefix cache discounts them; rows come last, as data, with local ids. Answers are joined to rows by id only.
+A strategy is a value made of pure functions. It is not part of an answer's key, since an answer is valid for its row
+whatever else was in the call. In a call with many rows the instructions come first and once, identical from call to
+call, so the provider's prefix cache discounts them; the rows come last, as data with local ids. Answers are joined to
+rows by id only.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class BatchStrategy:
     """A way to put prompts into calls.
 
     Args:
-        name: How it is called in settings and reports.
-        encode: Batch and task to the call that asks for all of its items.
-        decode: Batch, reply text and task to the text of each answer, by its place `1..n` in the batch. An
-            absent place has no answer that can be identified; `None` means that no answer can be read.
-        carried: Item and task to the text that the item adds to a call, for counting its tokens.
+        name: Its name in settings and reports.
+        encode: Returns the call that asks for all items of a batch.
+        decode: Returns the text of each answer in a reply, by its place `1..n` in the batch. A missing place has no
+            answer that can be identified; `None` means that no answer can be read.
+        carried: Returns the text that an item adds to a call, for counting its tokens.
     """
 
     name: str
@@ -77,14 +78,14 @@ def _encode_one(batch: Batch, task: Task) -> Call:
 
 @lru_cache(maxsize=16)
 def _beside_row(task: Task) -> tuple[tuple[Message, ...], str]:
-    """The messages before a row's own, examples included, and what of all messages is the same for every row."""
+    """The messages before a row's own, examples included, and the user's text that is the same for every row."""
     return task.prompt.head, task.prompt.fixed
 
 
 _COMPLAINT = "An earlier reply to this could not be used: {}. Reply in exactly the form asked for."
 
 ONE_PER_CALL = BatchStrategy("one", _encode_one, lambda _batch, text, _task: {1: text})
-"""The plain prompt, nothing around it."""
+"""The strategy for one row a call: the prompt itself."""
 
 
 # -- many prompts a call -------------------------------------------------------------------------------------------
@@ -102,14 +103,14 @@ def explain_fallback(task: Task) -> str | None:
 
 _FEWEST_IDS_A_ROW = 2
 _EXAMPLE_ID = 100
-"""Looks like the id of a row, and is never one."""
+"""Has the form of a row's id, but no row has it."""
 
 
 def draw_ids(count: int, rng: random.Random) -> tuple[int, ...]:
     """Ids for the rows of one call, in ascending order.
 
-    They are drawn anew for each call, so that the reply to another one is not taken for the reply to this one. Three
-    digits are one token, as one digit is.
+    Each call has other ids, so a reply to another call is not taken for the reply to this one. Three digits are one
+    token, like one digit.
     """
     digits = max(3, len(str(_FEWEST_IDS_A_ROW * count)))
     return tuple(sorted(rng.sample(range(10 ** (digits - 1) + 1, 10**digits), count)))
@@ -119,17 +120,17 @@ def _ids(batch: Batch) -> Sequence[int]:
     return batch.ids or range(1, len(batch.items) + 1)
 
 
-def _encode(form: RowFormat, batch: Batch, task: Task) -> Call:
-    fixed = _fixed_part(form, task)
+def _encode(row_format: RowFormat, batch: Batch, task: Task) -> Call:
+    fixed = _fixed_part(row_format, task)
     items = [item_record(task, number, item) for number, item in zip(_ids(batch), batch.items, strict=True)]
     note = f"\n{_COMPLAINT.format(batch.complaint)}" if batch.complaint else ""
-    schema = reply_schema(task) if form.structured else None
-    return Call((*fixed, Message("user", form.write(items) + note)), schema, fixed[0].content)
+    schema = reply_schema(task) if row_format.structured else None
+    return Call((*fixed, Message("user", row_format.write(items) + note)), schema, fixed[0].content)
 
 
 @lru_cache(maxsize=16)
-def _fixed_part(form: RowFormat, task: Task) -> tuple[Message, ...]:
-    """Everything that is the same for every batch: the task, the form of a reply, and the examples."""
+def _fixed_part(row_format: RowFormat, task: Task) -> tuple[Message, ...]:
+    """The messages that are the same for every batch: the task with the format of a reply, and the examples."""
     prompt, fields = task.prompt, reply_fields(task)
     if prompt.hoisted is None:
         instruction = 'Do for each item what its "prompt" says.'
@@ -137,11 +138,12 @@ def _fixed_part(form: RowFormat, task: Task) -> tuple[Message, ...]:
         instruction = f'Do for each item ({{{prompt.columns[0]}}}: its "{THE_COLUMN}"):\n{prompt.hoisted}'
     else:
         instruction = f"Do for each item ({{column}}: its data):\n{prompt.hoisted}"
-    ask = form.ask.format(example=form.write([{name_id(task): _EXAMPLE_ID, **dict.fromkeys(fields, "...")}]))
-    # A field without a description is a text.
-    telling = {name: kind for name, kind in fields.items() if kind != ANY_TEXT}
-    about = "" if form.structured or not telling else f"\nFields: {orjson.dumps(telling).decode()}"
-    system = "\n\n".join(filter(None, (prompt.system, f"{instruction}\n{ask}{about}")))
+    example = row_format.write([{name_id(task): _EXAMPLE_ID, **dict.fromkeys(fields, "...")}])
+    instruction += f"\n{row_format.ask.format(example=example)}"
+    described = {name: kind for name, kind in fields.items() if kind != ANY_TEXT}
+    if described and not row_format.structured:
+        instruction += f"\nFields: {orjson.dumps(described).decode()}"
+    system = "\n\n".join(filter(None, (prompt.system, instruction)))
     if not prompt.examples:
         return (Message("system", system),)
     items = [
@@ -149,46 +151,48 @@ def _fixed_part(form: RowFormat, task: Task) -> tuple[Message, ...]:
         for number, (row, _) in enumerate(prompt.examples, 1)
     ]
     answers = [answer_record(task, number, text) for number, (_, text) in enumerate(prompt.examples, 1)]
-    shown = orjson.dumps({"answers": answers}).decode() if form.structured else form.write(answers)
-    return Message("system", system), Message("user", form.write(items)), Message("assistant", shown)
+    shown = orjson.dumps({"answers": answers}).decode() if row_format.structured else row_format.write(answers)
+    return Message("system", system), Message("user", row_format.write(items)), Message("assistant", shown)
 
 
-def _decode(form: RowFormat, batch: Batch, text: str, task: Task) -> Mapping[int, str] | None:
-    # Some notations choke on lone surrogates, which a broken decoder may have left in the reply.
-    records = form.read(strip_fence(storable_text(text)))
+def _decode(row_format: RowFormat, batch: Batch, text: str, task: Task) -> Mapping[int, str] | None:
+    # Some formats fail with lone surrogates, which a wrong decoder may have left in the reply.
+    records = row_format.read(strip_fence(storable_text(text)))
     if records is None:
         return None
     name = name_id(task)
     places = {number: place for place, number in enumerate(_ids(batch), 1)}
-    found: dict[int, str] = {}
+    answers: dict[int, str] = {}
     doubtful: set[int] = set()
-    miscounted = False
+    has_unknown_id = False
     for record in records:
         number = read_id(record.pop(name, None))
         place = None if number is None else places.get(number)
         if place is None:
-            miscounted |= number is not None
+            has_unknown_id |= number is not None
             continue
-        answer = answer_text(record, task, typed=form.typed)
-        # Two different answers to one row: which is right is not for us to guess.
-        if found.setdefault(place, answer) != answer:
+        answer = answer_text(record, task, typed=row_format.typed)
+        # Of two different answers to one row, neither is used.
+        if answers.setdefault(place, answer) != answer:
             doubtful.add(place)
     # A model that counts from 0 leaves out the last row, and gives each other row the answer of the next one.
-    if miscounted and len(found) < len(batch.items):
+    if has_unknown_id and len(answers) < len(batch.items):
         return None
-    return {place: answer for place, answer in found.items() if place not in doubtful}
+    return {place: answer for place, answer in answers.items() if place not in doubtful}
 
 
-def _carried(form: RowFormat, item: Item, task: Task) -> str:
-    return form.write([item_record(task, 1, item)])
+def _carried(row_format: RowFormat, item: Item, task: Task) -> str:
+    return row_format.write([item_record(task, 1, item)])
 
 
-def strategy_for(form: RowFormat) -> BatchStrategy:
-    """The strategy that writes the rows of a call, and reads its answers, in the format `form`."""
-    return BatchStrategy(form.name, partial(_encode, form), partial(_decode, form), partial(_carried, form))
+def strategy_for(row_format: RowFormat) -> BatchStrategy:
+    """The strategy that writes the rows of a call, and reads its answers, in this format."""
+    return BatchStrategy(
+        row_format.name, partial(_encode, row_format), partial(_decode, row_format), partial(_carried, row_format)
+    )
 
 
-STRATEGIES: Mapping[str, BatchStrategy] = {form.name: strategy_for(form) for form in ROW_FORMATS}
+STRATEGIES: Mapping[str, BatchStrategy] = {row_format.name: strategy_for(row_format) for row_format in ROW_FORMATS}
 """The strategies for several rows a call, by name."""
 
 

@@ -32,7 +32,7 @@ from ondine_core.engine.steps import dedup, items, render
 from ondine_core.engine.tables import read
 from ondine_core.engine.workers import max_workers
 from ondine_core.limits.rates import Rates
-from ondine_core.prompts.task import Task, cache_key, check_columns, check_sight
+from ondine_core.prompts.task import Task, cache_key, check_columns, check_media_model
 from ondine_core.prompts.template import explain_uncacheable
 from ondine_core.providers.context_window import USUAL_TOKENS_A_MESSAGE, explain_bound, make_up_answer
 from ondine_core.providers.pricing import Price
@@ -115,7 +115,7 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
 
     The arguments are those of `answer`; fallbacks are not taken into account.
     """
-    check_sight(task.prompt, task.model)
+    check_media_model(task.prompt, task.model)
     names, rows, columns = read(table, task.prompt.columns)
     check_columns(task, names)
     async with AsyncExitStack() as stack:

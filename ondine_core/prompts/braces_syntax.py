@@ -1,4 +1,4 @@
-"""The default syntax of prompts: `{column}` stands for a column's value, and doubled braces for themselves."""
+"""The default syntax of prompts: `{column}` stands for a column's value, and doubled braces for literal ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from ondine_core.types.cell_text import write_cell
 
 _JINJA2 = re.compile(r"(?<!\{)(?:\{\{ \w+(?:\.\w+)*(?: *\|[^{}]*)? \}\}|\{%[^{}]*%\}|\{#[^{}]*#\})(?!\})")
 _JINJA2_PLACEHOLDER = re.compile(r"\{\{[^{}\"':]*\}\}")
-"""What can be nothing else than Jinja2 (doubled once more, it is text), and what is probably that without a column."""
+"""Text that must be Jinja2 (it is literal if doubled once more), and text that probably is if there is no column."""
 
 
 def compile_braces(source: str) -> Template:
-    """A template with `{column}` for the value of a column."""
+    """Compile a template with `{column}` for the value of a column.
+
+    Raises:
+        ConfigError: It does not parse, or is written in Jinja2.
+    """
     try:
         pieces = list(string.Formatter().parse(source))
     except ValueError as error:
@@ -35,26 +39,26 @@ def compile_braces(source: str) -> Template:
         parts.append(literal)
         if name is None:
             continue
-        known = not spec or spec in MEDIA_KINDS
-        if not name.strip() or not known or conversion or set(name) & set("[]\"'."):
-            written = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
+        is_known_spec = not spec or spec in MEDIA_KINDS
+        if not name.strip() or not is_known_spec or conversion or set(name) & set("[]\"'."):
+            field = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             raise ConfigError(
-                f"The prompt has {{{written}}} where a column name was expected, as in {{review}}, {{photo:image}} or "
+                f"The prompt has {{{field}}} where a column name was expected, as in {{review}}, {{photo:image}} or "
                 "{invoice:document}. Double literal braces, {{ }}, or use Prompt(..., syntax='jinja2') for expressions."
             )
         parts.append((name,))
     kinds = find_media_columns((name, spec) for _, name, spec, _ in pieces if name is not None)
     columns = tuple(dict.fromkeys(name for _, name, _, _ in pieces if name is not None))
-    found = _JINJA2.search(source)
-    if found:
+    jinja = _JINJA2.search(source)
+    if jinja:
         raise ConfigError(
-            f"The prompt has {found[0]}, which is Jinja2; write {{column}} for a placeholder, or "
+            f"The prompt has {jinja[0]}, which is Jinja2; write {{column}} for a placeholder, or "
             "Prompt(..., syntax='jinja2'). Doubled braces without blanks inside are literal ones."
         )
-    found = _JINJA2_PLACEHOLDER.search(source)
-    if found and not columns:
+    jinja = _JINJA2_PLACEHOLDER.search(source)
+    if jinja and not columns:
         raise ConfigError(
-            f"The prompt reads no column: {found[0]} stands for literal braces. Write {{column}} for a placeholder, or "
+            f"The prompt reads no column: {jinja[0]} stands for literal braces. Write {{column}} for a placeholder, or "
             "Prompt(..., syntax='jinja2')."
         )
     hoisted = "".join(part if isinstance(part, str) else f"{{{part[0]}}}" for part in parts)

@@ -1,4 +1,4 @@
-"""Jinja2 as a syntax of prompts, for conditions, loops and filters; imported only for a prompt that is written so."""
+"""Jinja2 as a syntax of prompts, for conditions, loops and filters; imported only for a prompt in this syntax."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from ondine_core.types.media import Media, MediaKind, escape_marks
 
 
 def compile_jinja2(source: str) -> Template:
-    """A Jinja2 template, run in a sandbox; undefined names fail."""
-    # Autoescape is for HTML; a model must see the text as it stands.
+    """Compile a Jinja2 template, which runs in a sandbox; undefined names fail.
+
+    Raises:
+        ConfigError: It does not parse, or needs another template.
+    """
+    # Autoescape is for HTML; a model must see the text unchanged.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-    del environment.filters["random"]  # another prompt in each run is paid again
+    del environment.filters["random"]  # it would make another prompt in each run, which is paid again
     environment.filters |= dict.fromkeys(MEDIA_KINDS, lambda value: value)
     try:
         tree = environment.parse(source)
@@ -36,9 +40,11 @@ def compile_jinja2(source: str) -> Template:
     pieces = [_strip_media_filter(piece) for output in tree.body for piece in getattr(output, "nodes", (output,))]
     hoisted: str | None = None
     if all(isinstance(piece, nodes.TemplateData | nodes.Name) for piece in pieces):
-        hoisted = "".join(getattr(piece, "data", None) or f"{{{getattr(piece, 'name', '')}}}" for piece in pieces)
-    always = _names_read_always(tree)
-    needed = tuple(name for name in ordered if name in always)
+        hoisted = "".join(
+            piece.data if isinstance(piece, nodes.TemplateData) else f"{{{piece.name}}}" for piece in pieces
+        )
+    always_read = _names_always_read(tree)
+    needed = tuple(name for name in ordered if name in always_read)
     literals: list[str | None] = [getattr(piece, "data", None) for piece in pieces]
 
     def render(row: Mapping[str, Any]) -> str:
@@ -52,26 +58,29 @@ def _write(value: Any) -> Any:
 
 
 def _write_beside_media(value: Any) -> Any:
-    if value is None or isinstance(value, Media | Gallery):
-        return "" if value is None else value
-    return escape_marks(str(ensure_deterministic(value)))
+    if value is None:
+        return ""
+    return value if isinstance(value, Media | Gallery) else escape_marks(str(ensure_deterministic(value)))
 
 
 def _strip_media_filter(piece: Any) -> Any:
-    """The name in `{{ name | image }}`; like a plain name, it can be sent once for all rows."""
+    """The name node in `{{ name | image }}`; other nodes are returned as they are."""
     is_kind = isinstance(piece, nodes.Filter) and piece.name in MEDIA_KINDS and not (piece.args or piece.kwargs)
     return piece.node if is_kind and isinstance(piece.node, nodes.Name) else piece
 
 
 def _media_columns(tree: Any) -> dict[str, MediaKind]:
-    """The names that a Jinja2 template takes as images or documents, by the filter itself or by another name of it."""
+    """The columns that a Jinja2 template uses as images or documents, and as which of the two.
+
+    The filter stands at a column, or at a name that a loop or `set` gives to a column.
+    """
     used = [
-        (name, found.name)
-        for found in tree.find_all(nodes.Filter)
-        if found.name in MEDIA_KINDS and found.node is not None
-        for name in _names_in(found.node)
+        (name, node.name)
+        for node in tree.find_all(nodes.Filter)
+        if node.name in MEDIA_KINDS and node.node is not None
+        for name in _names_in(node.node)
     ]
-    # The inner and later ones first, since they may be of the others.
+    # The inner and later bindings first, since their values may use names of the outer ones.
     for target, value in reversed(list(_bindings(tree))):
         kinds = find_media_columns(used)
         for name in [name for name in _names_in(target) if name in kinds]:
@@ -88,7 +97,7 @@ def _media_columns(tree: Any) -> dict[str, MediaKind]:
 
 
 def _bindings(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Where a template gives names to values: the names, and the expression with the values."""
+    """Each place where a template gives names to values: the node of the names, and that of the values."""
     for node in tree.find_all((nodes.For, nodes.Assign, nodes.With)):
         if isinstance(node, nodes.For):
             yield node.target, node.iter
@@ -102,7 +111,7 @@ def _names_in(node: Any) -> list[str]:
     return [name.name for name in (node, *node.find_all(nodes.Name)) if isinstance(name, nodes.Name)]
 
 
-def _names_read_always(node: Any) -> set[str]:
+def _names_always_read(node: Any) -> set[str]:
     """The names that a Jinja2 template reads outside of `if`, `or` and the filter `default`."""
     if isinstance(node, nodes.If | nodes.CondExpr | nodes.Or):
         return set()
@@ -110,4 +119,4 @@ def _names_read_always(node: Any) -> set[str]:
         return set()
     if isinstance(node, nodes.Name):
         return {node.name}
-    return {name for child in node.iter_child_nodes() for name in _names_read_always(child)}
+    return {name for child in node.iter_child_nodes() for name in _names_always_read(child)}

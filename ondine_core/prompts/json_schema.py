@@ -1,7 +1,7 @@
-"""Converts a JSON schema, as users write it in YAML, to Python types, and a schema to the form providers take.
+"""Converts a JSON schema, as users write it in YAML, to Python types, and a schema to the form that providers take.
 
-Only keywords that Pydantic can check are accepted; any other is an error when the schema is declared, since a
-constraint that is not checked is worse than none.
+Only keywords that Pydantic can check are accepted; any other is an error when the schema is declared, since an
+unchecked constraint is worse than none.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from ondine_core.types.values import Json
 
 
 def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
-    """`schema` with its `$defs` written in place and titles and defaults left out, as providers want it.
+    """`schema` in the form that providers take: `$defs` written in place, without titles and defaults.
 
-    Every property is required and no other is allowed: a model that may leave a column out will.
+    All properties are required and no other is allowed, since a model leaves optional columns out.
+
+    Raises:
+        ConfigError: The schema is recursive.
     """
     definitions = schema.get("$defs", {})
 
@@ -37,23 +40,22 @@ def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
                 raise ConfigError(f"The output model is recursive at {name!r}; a column cannot hold itself.")
             rest = {key: value for key, value in node.items() if key != "$ref"}
             return walk({**definitions[name], **rest}, (*trail, name))
-        out = {
-            key: {name: walk(child, trail) for name, child in value.items()}
-            if key == "properties"
-            else walk(value, trail)
-            for key, value in node.items()
-            if key not in ("title", "default", "$defs", "discriminator")
-        }
-        if "properties" in out:
-            out |= {"required": list(out["properties"]), "additionalProperties": False}
-        return out
+        inlined: dict[str, Any] = {}
+        for key, value in node.items():
+            if key == "properties":  # its keys are names of columns
+                inlined[key] = {name: walk(child, trail) for name, child in value.items()}
+            elif key not in ("title", "default", "$defs", "discriminator"):
+                inlined[key] = walk(value, trail)
+        if "properties" in inlined:
+            inlined |= {"required": list(inlined["properties"]), "additionalProperties": False}
+        return inlined
 
     result: dict[str, Any] = walk(dict(schema), ())
     return result
 
 
 def allowed_values(schema: Mapping[str, Json]) -> tuple[Json, ...] | None:
-    """The values that `schema`, an inlined one, allows if they are a closed set of scalars; otherwise `None`."""
+    """The values that an inlined `schema` allows, if they are a finite set of scalars; otherwise `None`."""
     match schema:
         case {"enum": [*values]} if not any(isinstance(value, list | dict) for value in values):
             return tuple(values)
@@ -93,16 +95,20 @@ _KNOWN = frozenset({*_CONSTRAINTS, *_SHAPES, "nullable", "description", "title",
 
 
 def as_object(output: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The JSON schema of an object that `output` is, or of one whose properties are the columns that it names."""
-    of_words = all(key in _KNOWN or str(key).startswith("$") for key in output)
+    """The JSON schema of an object: `output` itself, or a schema with the entries of `output` as properties.
+
+    Raises:
+        ConfigError: `output` is the schema of a value that is no object.
+    """
+    has_only_keywords = all(key in _KNOWN or str(key).startswith("$") for key in output)
     properties = output.get("properties")
-    if isinstance(properties, Mapping) and (
-        output.get("type") == "object" or ("type" not in output and of_words and not _has_type(properties))
-    ):
-        return output
-    # A column may be called `type` and another `description`, so words alone do not make it a schema.
-    columns_only = all(kind in (*_PLAIN, "null") or _is_kind(kind) for kind in output.values())
-    if of_words and _has_type(output) and (list(output) == ["type"] or not columns_only):
+    if isinstance(properties, Mapping):
+        implies_object = "type" not in output and has_only_keywords and not _has_type(properties)
+        if output.get("type") == "object" or implies_object:
+            return output
+    # A column may be called `type` and another `description`, so keywords alone do not make it a schema.
+    has_only_columns = all(kind in (*_PLAIN, "null") or _is_kind(kind) for kind in output.values())
+    if has_only_keywords and _has_type(output) and (list(output) == ["type"] or not has_only_columns):
         raise ConfigError(
             f"output={dict(output)!r} reads as the JSON schema of a value, which has no columns. For a column of such "
             f"values give its name, {{'label': {dict(output)!r}}}; if 'type' is to be a column itself, write its type "
@@ -112,22 +118,23 @@ def as_object(output: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_kind(kind: Any) -> bool:
-    """Whether `kind` is a JSON schema or a Python type, as a column has one, and not the operand of a keyword."""
+    """Whether `kind` is a JSON schema or a Python type, and not the value of a keyword."""
     return isinstance(kind, Mapping) or not isinstance(kind, str | int | float | list | tuple | set | None)
 
 
 def _has_type(schema: Mapping[str, Any]) -> bool:
-    """Whether `schema` says itself of which type or of which choice its value is, rather than naming columns."""
+    """Whether `schema` has a type or a choice of values, and is not a mapping of columns."""
+    if not all(key in _KNOWN for key in schema):
+        return False
     stated = schema.get("type")
     names = stated if isinstance(stated, list) else [stated]
-    typed = bool(names) and all(name in tuple(_VALUES) for name in names)
-    return all(key in _KNOWN for key in schema) and (
-        typed or any(key in schema and not _is_kind(schema[key]) for key in ("enum", "const", "anyOf"))
-    )
+    if names and all(name in tuple(_VALUES) for name in names):
+        return True
+    return any(key in schema and not _is_kind(schema[key]) for key in ("enum", "const", "anyOf"))
 
 
 def _annotation(kind: Any, where: str) -> Any:
-    """The type that `kind` (a Python type, a type name or a JSON schema) stands for."""
+    """The Python type for `kind`, which is a Python type, a type name or a JSON schema."""
     if isinstance(kind, str):
         kind = {"type": kind}
     if kind is None:
@@ -142,8 +149,8 @@ def _annotation(kind: Any, where: str) -> Any:
             f"{where} uses {unknown[0]!r}, which is not supported; valid are {', '.join(sorted(_KNOWN))}."
         )
     names = kind["type"] if isinstance(kind.get("type"), list) else [kind.get("type")]
-    sayable = {key for name in names for key in _OF_TYPE.get(str(name), ())}
-    misplaced = [key for key in kind if key in _CONSTRAINTS and key not in sayable]
+    applicable = {key for name in names for key in _OF_TYPE.get(str(name), ())}
+    misplaced = [key for key in kind if key in _CONSTRAINTS and key not in applicable]
     if misplaced:
         raise ConfigError(f"{where} has {misplaced[0]!r}, which says nothing about type {kind.get('type')!r}.")
     if "enum" in kind and not isinstance(kind["enum"], list | tuple):
@@ -159,7 +166,7 @@ def _annotation(kind: Any, where: str) -> Any:
 
 
 def _as_list(value: Any) -> str:
-    """What was probably meant by a single value or a text with commas, as a list."""
+    """A list for an error message: the parts of a text between commas, else an example."""
     parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else ["a", "b"]
     return f"[{', '.join(map(repr, parts))}]"
 
@@ -173,16 +180,21 @@ def _check_format(kind: Mapping[str, Any], names: list[Any], where: str) -> None
 
 
 def _check_values(kind: Mapping[str, Any], names: list[Any], where: str) -> None:
-    """Check that each value of an enum is of the type beside it; null may always be one of them."""
-    values = kind["enum"] if isinstance(kind.get("enum"), list | tuple) else [kind["const"]] if "const" in kind else []
+    """Refuse a value of an enum or const that is not of the type beside it; null is always allowed."""
+    if "type" not in kind:
+        return
+    values = [kind["const"]] if "const" in kind else []
+    if isinstance(kind.get("enum"), list | tuple):
+        values = kind["enum"]
     types = tuple(_VALUES[name] for name in ("null", *names) if name in tuple(_VALUES))
-    for value in values if "type" in kind else ():
-        if not ("boolean" in names if isinstance(value, bool) else isinstance(value, types)):  # True is an int, too
-            quote = "; quote a text, since YAML reads a bare yes, no, on, off, number or date as something else: 'yes'"
-            raise ConfigError(
-                f"{where} allows {value!r}, which is not of type {kind['type']!r}"
-                f"{quote if 'string' in names else '; correct one of the two'}."
-            )
+    hint = "correct one of the two"
+    if "string" in names:
+        hint = "quote a text, since YAML reads a bare yes, no, on, off, number or date as something else: 'yes'"
+    for value in values:
+        # A bool is also an int in Python.
+        is_of_type = "boolean" in names if isinstance(value, bool) else isinstance(value, types)
+        if not is_of_type:
+            raise ConfigError(f"{where} allows {value!r}, which is not of type {kind['type']!r}; {hint}.")
 
 
 def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: PLR0911  (one case a kind)
@@ -194,12 +206,7 @@ def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: PLR0911  (one ca
         case {"anyOf": [_, *_] as options}:
             return Union[tuple(_annotation(option, f"{where}.anyOf") for option in options)]  # noqa: UP007
         case {"type": [_, *_] as names}:
-            # Each constraint binds the types that it says something about.
-            plain = {key: value for key, value in kind.items() if key not in ("description", "nullable")}
-            loose = {key: value for key, value in plain.items() if key not in _CONSTRAINTS and key != "format"}
-            bound = [{key: plain[key] for key in plain if key in _BINDING.get(str(name), ())} for name in names]
-            options = [{**loose, **own, "type": name} for own, name in zip(bound, names, strict=True)]
-            return Union[tuple(_annotation(option, where) for option in options)]  # noqa: UP007
+            return Union[tuple(_annotation(_for_type(kind, name), where) for name in names)]  # noqa: UP007
         case {"type": "null"}:
             return None
         case {"type": "string", "format": form}:
@@ -217,11 +224,21 @@ def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: PLR0911  (one ca
             )
 
 
+def _for_type(kind: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    """The part of the schema `kind` for one of its types: without constraints of other types."""
+    others = {*_CONSTRAINTS, "format", "description", "nullable"} - {*_BINDING.get(str(name), ())}
+    return {**{key: value for key, value in kind.items() if key not in others}, "type": name}
+
+
 def object_type(kind: Mapping[str, Any], where: str) -> Any:
-    """A typed dictionary rather than a model: its keys may be any text, also what a model keeps for itself."""
-    odd = [name for name in kind["properties"] if not isinstance(name, str)]
-    if odd:
-        raise ConfigError(f"{where} has a column named {odd[0]!r}; names are texts, so quote it: '{odd[0]}'.")
+    """The typed dictionary for the JSON schema of an object; unlike a model's, its keys may be any texts.
+
+    Raises:
+        ConfigError: A name, a type or `required` is not valid.
+    """
+    invalid = [name for name in kind["properties"] if not isinstance(name, str)]
+    if invalid:
+        raise ConfigError(f"{where} has a column named {invalid[0]!r}; names are texts, so quote it: '{invalid[0]}'.")
     if not isinstance(kind.get("required", []), list | tuple | set):
         raise ConfigError(f"{where} has required={kind['required']!r}; give a list of names.")
     required = set(kind.get("required", kind["properties"]))
@@ -235,11 +252,11 @@ def object_type(kind: Mapping[str, Any], where: str) -> Any:
     return TypedDict("Output", fields)  # type: ignore[operator]
 
 
-# -- what a column can hold ---------------------------------------------------------------------------------------
+# -- values of columns --------------------------------------------------------------------------------------------
 
 
 def storable(value: Json) -> bool:
-    """Whether JSON and a 64-bit column can hold `value` exactly: no NaN, no infinity, no huge integer."""
+    """Whether JSON and a 64-bit column can represent `value` exactly: no NaN, no infinity, no huge integer."""
     match value:
         case str() | bool() | None:
             return True

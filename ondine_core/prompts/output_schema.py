@@ -1,8 +1,8 @@
-"""The declared output: its columns, the JSON schema a provider is held to, and the strict parser.
+"""The declared output: its columns, the JSON schema for the provider, and the strict parser.
 
-Whatever the user declares (Pydantic model, JSON schema, mapping of column to type, regular expression, column name),
-one Pydantic `TypeAdapter` validates it, so that "valid" means the same everywhere. A code fence around a reply is
-stripped; nothing else is repaired or guessed.
+Objects, declared as a Pydantic model, a JSON schema or a mapping of column to type, are validated by one Pydantic
+`TypeAdapter`, so "valid" means the same everywhere. A code fence around a reply is removed; nothing else is repaired or
+guessed.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """Why a reply is not an answer, in one line that quotes nothing of the reply's free text."""
+    """The reason why a reply is not an answer, in one line without free text of the reply."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class OutputSchema:
-    """A declared output, ready for use.
+    """A compiled output declaration.
 
     Args:
         columns: The output columns, in order.
-        json_schema: JSON text of the schema a provider can be held to; `None` for free text and regular expressions.
-        identity: Bytes that change when the meaning of the schema does; part of every answer's key.
-        parse: Reply text to values by column, or why not.
-        dump: A value of the user's (mapping, model, text) to the very text a model should reply.
+        json_schema: The JSON text of the schema for the provider; `None` for free text and regular expressions.
+        identity: Bytes that change with the meaning of the schema; part of every answer's key.
+        parse: Reads the text of a reply; returns the values by column, or why it is not valid.
+        dump: Writes a value of the user's (mapping, model, text) as the text that a model should reply.
     """
 
     columns: tuple[Column, ...]
@@ -76,13 +76,16 @@ class OutputSchema:
 
 
 def compile_schema(output: Output) -> OutputSchema:
-    """Make an `OutputSchema` of what the user declared.
+    """Compile an output declaration.
 
     Args:
-        output: One of: a Pydantic model, a column a field; a JSON schema `{"type": "object", "properties": {...}}`;
-            a mapping of column to Python type (`str`, `int`, `float`, `bool`, `Literal[...]`, `list[str]`, ...) or to a
-            type name or JSON schema (`"string"`, `{"type": "string", "enum": [...]}`); a regular expression, compiled
-            or as text, a column a named group; the name of one column of free text.
+        output: One of: a Pydantic model, with a column for each field; a JSON schema `{"type": "object", "properties":
+            {...}}`; a mapping of column to Python type (`str`, `int`, `float`, `bool`, `Literal[...]`, `list[str]`,
+            ...) or to a type name or JSON schema (`"string"`, `{"type": "string", "enum": [...]}`); a regular
+            expression, compiled or as text, with a column for each named group; the name of one column of free text.
+
+    Raises:
+        ConfigError: It is none of these, or is not valid.
     """
     if isinstance(output, str | Mapping):
         check_text(output, "output")
@@ -148,10 +151,10 @@ def _regular_expression(pattern: re.Pattern[str]) -> OutputSchema:
 
     def parse(text: str) -> Mapping[str, Json] | Invalid:
         try:
-            found = search(storable_text(text))
+            values = search(storable_text(text))
         except TimeoutError:
             return Invalid(f"the reply cannot be matched with {pattern.pattern!r} in reasonable time")
-        return Invalid(f"the reply does not match {pattern.pattern!r}") if found is None else found
+        return Invalid(f"the reply does not match {pattern.pattern!r}") if values is None else values
 
     def dump(value: Any) -> str:
         if not isinstance(value, str) or not pattern.search(value):
@@ -167,6 +170,7 @@ _MAX_TRIAL, _STALLED_S = 900, 0.25
 
 
 def _check_time(pattern: re.Pattern[str]) -> None:
+    """Refuse a pattern that takes too long to match some text."""
     text = find_stall(pattern, max_length=_MAX_TRIAL, max_s=_STALLED_S)
     if text is not None:
         raise ConfigError(
@@ -219,26 +223,26 @@ def _structured(kind: Any, names: Sequence[str]) -> OutputSchema:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         _check_core_schema(adapter.core_schema)
         wire = inline(adapter.json_schema(mode="validation"))
-        shown = inline(adapter.json_schema(mode="serialization", by_alias=False))["properties"]
+        written = inline(adapter.json_schema(mode="serialization", by_alias=False))["properties"]
     except (PydanticUserError, SchemaError) as error:
         raise ConfigError(f"The output is not understood: {' '.join(str(error).split())}") from None
-    hidden = [name for name in names if name not in shown]
-    if hidden:
-        raise ConfigError(f"The output field {hidden[0]!r} is left out when the model is written; drop exclude=True.")
-    masked = [name for name in names if _is_masked(shown[name])]
+    excluded = [name for name in names if name not in written]
+    if excluded:
+        raise ConfigError(f"The output field {excluded[0]!r} is left out when the model is written; drop exclude=True.")
+    masked = [name for name in names if _is_masked(written[name])]
     if masked:
         raise ConfigError(
             f"The output field {masked[0]!r} is a secret, of which only '**********' would be kept; declare it as str."
         )
-    columns = tuple(Column(name, shown[name]) for name in names)
-    # Names are in it because an alias may stay when the column it fills is renamed.
+    columns = tuple(Column(name, written[name]) for name in names)
+    # With the names, since an alias may stay the same when its column is renamed.
     identity = b"json:" + orjson.dumps([names, wire], option=orjson.OPT_SORT_KEYS)
-    form = _Object(adapter, tuple(names), frozenset({*names, *wire["properties"]}))
-    return OutputSchema(columns, orjson.dumps(wire), identity, form.parse, form.dump)
+    json_object = _Object(adapter, tuple(names), frozenset({*names, *wire["properties"]}))
+    return OutputSchema(columns, orjson.dumps(wire), identity, json_object.parse, json_object.dump)
 
 
 def _is_masked(node: Any) -> bool:
-    """Whether a value of this JSON schema, or a part of it, is one that Pydantic writes as asterisks."""
+    """Whether Pydantic writes a value of this JSON schema, or a part of the value, as asterisks."""
     if isinstance(node, dict):
         masked = node.get("writeOnly") is True and node.get("format") == "password"
         return masked or any(map(_is_masked, node.values()))
@@ -247,7 +251,7 @@ def _is_masked(node: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """A JSON object with a column a property; `known` are the names of its properties and their aliases."""
+    """A JSON object with a property for each column; `known` are the names of the columns and their aliases."""
 
     adapter: TypeAdapter[Any]
     names: tuple[str, ...]
@@ -268,40 +272,39 @@ class _Object:
         return values if storable(values) else Invalid("a number is out of range")
 
     def dump(self, value: Any) -> str:
-        given: Any = value
         if not isinstance(value, Mapping | BaseModel):
             if len(self.names) != 1:
                 raise ConfigError(f"a mapping with {', '.join(map(repr, self.names))} was expected.")
-            given = {self.names[0]: value}
-        unknown = [key for key in given if key not in self.known] if isinstance(given, Mapping) else []
+            value = {self.names[0]: value}
+        unknown = [key for key in value if key not in self.known] if isinstance(value, Mapping) else []
         if unknown:
             raise ConfigError(f"{unknown[0]!r} is not an output column; those are {', '.join(map(repr, self.names))}.")
         try:
-            valid = self.adapter.validate_python(given)
-            # A space after each separator, as models write JSON themselves.
+            valid = self.adapter.validate_python(value)
+            # With a space after each separator, as models write JSON.
             text = json.dumps(self.adapter.dump_python(valid, mode="json", by_alias=True), ensure_ascii=False)
         except ValidationError as error:
             raise ConfigError(f"{_reason(error, self.known)}.") from None
         except PydanticSerializationError as error:
             raise ConfigError(f"it cannot be written as JSON: {error}.") from None
-        found = self.parse(text)
-        if isinstance(found, Invalid):
-            raise ConfigError(f"written as JSON it is not valid itself: {found.reason}.")
+        parsed = self.parse(text)
+        if isinstance(parsed, Invalid):
+            raise ConfigError(f"written as JSON it is not valid itself: {parsed.reason}.")
         return text
 
 
 def _reason(error: ValidationError, known: Collection[str]) -> str:
-    """The first complaint of a validation, and how many more there are; nothing of the reply is in it."""
+    """The first error of a validation and the number of others, without text of the reply."""
     first, count = error.errors(include_url=False, include_input=False)[0], error.error_count()
     if first["type"] == "json_invalid":
         return "the reply is not the JSON asked for"
-    # A key of the reply's own is text of the reply; only names from the schema are shown.
+    # Only names from the schema, since other keys are text of the reply.
     where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in known)
-    what = " ".join(first["msg"].split()) if first["type"] in _PYDANTICS_OWN else "does not pass its validator"
+    what = " ".join(first["msg"].split()) if first["type"] in _WITHOUT_VALUE else "does not pass its validator"
     what = what if what[1:2].isupper() else what[:1].lower() + what[1:]
     return f"{where or 'the reply'}: {what}" + (f" (and {count - 1} more)" if count > 1 else "")
 
 
-# Everything else that Pydantic says itself names the rule and not the value.
-_QUOTING = frozenset({"value_error", "assertion_error", "union_tag_invalid"})
-_PYDANTICS_OWN = frozenset(get_args(ErrorType)) - _QUOTING
+_WITH_VALUE = frozenset({"value_error", "assertion_error", "union_tag_invalid"})
+_WITHOUT_VALUE = frozenset(get_args(ErrorType)) - _WITH_VALUE
+"""Pydantic's errors whose messages name the rule and do not quote the value."""

@@ -1,7 +1,7 @@
-"""The system message of a prompt, which is the same for every row: a placeholder in it is a mistake.
+"""The system message of a prompt, which is the same for every row, so a placeholder in it is a mistake.
 
-It is sent as it stands, except that doubled braces around a column that the prompt reads are written once, as in the
-prompt itself. Other doubled braces stay, since models are also asked about templates.
+It is sent unchanged, except that doubled braces around a column that the prompt reads become single ones, as in the
+prompt itself. Other doubled braces stay, since a prompt may be about templates.
 """
 
 from __future__ import annotations

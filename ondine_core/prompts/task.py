@@ -1,6 +1,6 @@
 """The task, which is everything that decides what an answer means, and the keys of its answers.
 
-A task is compiled once, where it is declared, so mistakes are errors there and not at the ten-thousandth row.
+A task is compiled once, where it is declared, so mistakes are found there and not at the ten-thousandth row.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ondine_core.types.suggestion import did_you_mean
 from ondine_core.types.values import Json, Key, ModelSpec
 
 _KEY_FORMAT = b"ondine-1"
-"""Part of every key; a new value forgets all answers, so it changes only when keys would change their meaning."""
+"""Part of every key. Another value makes all stored answers unknown, so it changes only with the meaning of keys."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """Everything that decides what an answer means, except the row. Two are the same only if they are one object."""
+    """Everything that decides what an answer means, except the row. Tasks are equal only if they are one object."""
 
     prompt: CompiledPrompt
     schema: OutputSchema
@@ -43,19 +43,24 @@ def compile_task(
     clean: Clean | str = (),
     sanitize: Sanitize | None = None,
 ) -> Task:
-    """Check that `prompt` and `output` are sound and fit each other."""
+    """Compile `prompt` and `output` into a task.
+
+    Raises:
+        ConfigError: One of them is not valid, they have a column in common, or the model does not take the prompt's
+            images or documents.
+    """
     schema = compile_schema(output)
     compiled = compile_prompt(prompt, schema.dump, find_preprocessing(clean, sanitize))
-    check_sight(compiled, model)
-    both = [name for name in schema.names if name in compiled.columns]
-    if both:
+    check_media_model(compiled, model)
+    common = [name for name in schema.names if name in compiled.columns]
+    if common:
         raise ConfigError(
-            f"{both[0]!r} is an output column and also a column the prompt reads; give the output another name."
+            f"{common[0]!r} is an output column and also a column the prompt reads; give the output another name."
         )
     return Task(compiled, schema, model)
 
 
-def check_sight(prompt: CompiledPrompt, model: ModelSpec) -> None:
+def check_media_model(prompt: CompiledPrompt, model: ModelSpec) -> None:
     """Refuse a model that does not take the images or documents of `prompt`, as far as the price list knows."""
     if prompt.reader is None:
         return
@@ -66,14 +71,19 @@ def check_sight(prompt: CompiledPrompt, model: ModelSpec) -> None:
 
 
 def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) -> None:
-    """Check that a table with columns `names` can be asked `task`, with `overwrite` whatever other columns it has."""
+    """Refuse a table whose columns `names` do not fit `task`.
+
+    Raises:
+        ConfigError: A column of the prompt is missing, the system message has a placeholder of another column, or an
+            output column exists already and `overwrite` is not set.
+    """
     columns = task.prompt.columns
     for column in columns:
         if column not in names:
             meant = did_you_mean(column, [name for name in names if isinstance(name, str)])
             known = f"The columns are {', '.join(map(repr, names))}." if names else "They have no columns at all."
             raise ConfigError(f"The prompt reads column {column!r}, which the rows do not have.{meant} {known}")
-    # For those that it reads the system message was checked when it was compiled.
+    # For the prompt's own columns the system message was checked when it was compiled.
     compile_system(task.prompt.system or "", task.prompt.syntax, [name for name in names if name not in columns])
     for output in task.schema.names:
         if output in names and not overwrite:
@@ -84,16 +94,16 @@ def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) 
 
 
 def cache_key(task: Task) -> Callable[[str], Key]:
-    """A function from a rendered prompt to its key.
+    """A function that returns the key of a rendered prompt.
 
-    What cannot change a valid answer (batch size, time-outs, retries, the bound on output tokens) is left out, so
-    tuning it asks nothing again. The server is left in: the same model name elsewhere may be another model.
+    Options that cannot change a valid answer (batch size, time-outs, retries, the limit on output tokens) are not part
+    of the key, so changing them asks nothing again. The server is, since a model's name may mean another model there.
     """
     return key_from_parts(hashed_parts(task))
 
 
 def hashed_parts(task: Task) -> tuple[bytes, bytes]:
-    """What is hashed into every key before the text of the row."""
+    """The bytes that are hashed into every key of `task` before the text of the row."""
     model = task.model
     url = model.base_url and model.base_url.rstrip("/")
     temperature = None if model.temperature is None else float(model.temperature)
@@ -107,14 +117,14 @@ def hashed_parts(task: Task) -> tuple[bytes, bytes]:
         settings["media"] = task.prompt.reader.options.identity
     head = [[message.role, message.content] for message in task.prompt.head]
     try:
-        asked = orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS)
+        settings_and_head = orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS)
     except TypeError as error:
         raise ConfigError(f"params={model.params!r} cannot be written as JSON: {error}.") from None
-    return asked, task.schema.identity
+    return settings_and_head, task.schema.identity
 
 
 def key_from_parts(parts: tuple[bytes, bytes]) -> Callable[[str], Key]:
-    """A function from a rendered prompt to its key, from what `hashed_parts` returned."""
+    """A function that returns the key of a rendered prompt; `parts` come from `hashed_parts`."""
     start = hashlib.blake2b(digest_size=16, person=_KEY_FORMAT)
     for part in parts:
         start.update(len(part).to_bytes(8, "big") + part)

@@ -1,7 +1,7 @@
 """Prompts: a template with placeholders for columns, a system message and examples.
 
-A prompt is data, not code. So its columns are known before a row is read, it is parsed when it is defined, and its
-fingerprint says whether an answer still belongs to the same question.
+A prompt is data, not code. So its columns are known before a row is read, it is parsed when it is defined, and its hash
+says whether a stored answer still belongs to it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ondine_core.types.media import Media, MediaKind, MediaMap
 from ondine_core.types.values import Json, Message
 
 Example: TypeAlias = tuple[Mapping[str, Any] | str, Json]
-"""Input columns (or the only column's text) and the answer wanted for them."""
+"""Input columns (or the text of the only column) and the desired answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Prompt:
                 raise ConfigError(f"{name}={value!r} of a prompt is a {type(value).__name__}; give {valid}, or None.")
         examples: Any = self.examples
         if isinstance(examples, str | bytes) or not isinstance(examples, Sequence):
-            # Without their value: they are rows with their answers.
+            # Without the value, which contains rows.
             raise ConfigError(
                 f"examples of a prompt is a {type(examples).__name__}; give a list of pairs (input, answer)."
             )
@@ -70,10 +70,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledPrompt(Template):
-    """A prompt that parsed.
+    """A parsed prompt.
 
-    `examples` have the columns of the input, and the answer in the very form asked of the model. `preparation` is done
-    to a row before it is rendered; to the examples it was done already. `reader` reads the cells of media columns.
+    `examples` are input columns with the answer as the text that the model should reply. `preparation` is applied to
+    each row before it is rendered, and has been applied to the examples. `reader` reads the cells of media columns.
     """
 
     source: str
@@ -85,20 +85,20 @@ class CompiledPrompt(Template):
 
     @property
     def prepares(self) -> bool:
-        """Whether anything is done to a row before it is rendered."""
+        """Whether rows are changed before they are rendered."""
         return self.reader is not None or self.preparation is not None
 
     @property
     def is_sanitized(self) -> bool:
-        """Whether personal data and secrets are taken out of rows."""
+        """Whether personal data and secrets are removed from rows."""
         return self.preparation is not None and self.preparation.sanitizer is not None
 
     def prepare(self, row: Mapping[str, Any]) -> PreprocessedRow:
-        """`row` as it is rendered: its images and documents are read, and its texts are cleaned and sanitized.
+        """Read the images and documents of `row`, and clean and sanitize its texts.
 
         Raises:
-            MediaError: A cell holds no image or document that can be sent.
-            Exception: Whatever a step of the user's raises.
+            MediaError: A cell has no image or document that can be sent.
+            Exception: Any error of the user's own cleaning step.
         """
         if self.reader is None:
             return PreprocessedRow(row) if self.preparation is None else prepare(row, self.preparation)
@@ -110,8 +110,8 @@ class CompiledPrompt(Template):
         return replace(prepared, values={**prepared.values, **media})
 
     def media_of(self, row: Mapping[str, Any]) -> MediaMap:
-        """The images and documents of a row that was prepared, by their references."""
-        return {media.reference: media for name in self.media_columns for media in _listed(row[name])}
+        """The images and documents of a prepared row, by their references."""
+        return {media.reference: media for name in self.media_columns for media in _media_in(row[name])}
 
     @property
     def example_media(self) -> MediaMap:
@@ -120,27 +120,27 @@ class CompiledPrompt(Template):
 
     @property
     def fixed(self) -> str:
-        """What the user says to every row; examples are not in it, for they are rows."""
+        """The user's text that is the same for every row: system message and template. Examples count as rows."""
         return f"{self.system}\n{self.source}" if self.system else self.source
 
     @property
     def head(self) -> tuple[Message, ...]:
-        """Messages before the row's own: system, then each example as a question and its answer."""
+        """The messages before the row's own: the system message, then each example as a question and its answer."""
         system = (Message("system", self.system),) if self.system else ()
         turns = ((Message("user", self.render(row)), Message("assistant", answer)) for row, answer in self.examples)
         return (*system, *(message for turn in turns for message in turn))
 
     def find_missing(self, row: Mapping[str, Any]) -> str | None:
-        """The first missing column because of which `row` is not asked about; `None` if there is none.
+        """The column because of which `row` is skipped; `None` if it is asked about.
 
-        That is a needed column that is null or blank, or any column when all are.
+        It is the first needed column that is null or blank; without needed columns, the first one if all are.
         """
         if not self.needed and all(is_blank(row[name]) for name in self.columns):
             return self.columns[0]
         return next((name for name in self.needed if is_blank(row[name])), None)
 
     def fields(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """The values that the template would write, as texts."""
+        """The values of the columns as the template writes them."""
         write = write_beside_media if self.media_columns else write_cell
         return {name: write(row[name]) for name in self.columns}
 
@@ -150,12 +150,13 @@ def _read_media(row: Mapping[str, Any], kinds: Mapping[str, MediaKind], reader: 
 
 
 def _split_media(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The texts of a row that was read, and its images and documents."""
+    """The columns of a row without images and documents, and those with them."""
     media = {name: value for name, value in row.items() if isinstance(value, Media | Gallery)}
     return {name: value for name, value in row.items() if name not in media}, media
 
 
-def _listed(value: Any) -> Sequence[Media]:
+def _media_in(value: Any) -> Sequence[Media]:
+    """The images or documents in a cell."""
     if isinstance(value, Gallery):
         return value.items
     return (value,) if isinstance(value, Media) else ()
@@ -166,8 +167,11 @@ def compile_prompt(
 ) -> CompiledPrompt:
     """Parse `prompt` and render its examples.
 
-    `dump_answer` checks the answer of an example and writes it as the model is asked to; `preparation` is done to rows
-    and to the inputs of examples.
+    `dump_answer` checks the answer of an example and writes it as a model should reply; `preparation` is applied to
+    rows and to examples.
+
+    Raises:
+        ConfigError: The prompt or an example is not valid.
     """
     spec = Prompt(prompt) if isinstance(prompt, str) else prompt
     if not isinstance(spec, Prompt):
@@ -184,9 +188,9 @@ def compile_prompt(
     for number, example in enumerate(spec.examples, 1):
         if not isinstance(example, tuple | list) or len(example) != 2:  # noqa: PLR2004
             raise ConfigError(f"Example {number} is not a pair (input, answer).")
-        given, answer = example
+        example_input, answer = example
         try:
-            row = _example_row(number, given, columns)
+            row = _example_row(number, example_input, columns)
             if reader is not None:
                 row = _read_media(row, kinds, reader)
             if preparation is not None:
@@ -240,35 +244,39 @@ def _source(spec: Prompt) -> tuple[str, str]:
     return text, syntax
 
 
-def _example_row(number: int, given: Mapping[str, Any] | str, columns: tuple[str, ...]) -> Mapping[str, Any]:
-    if isinstance(given, str):
+def _example_row(number: int, example_input: Any, columns: tuple[str, ...]) -> Mapping[str, Any]:
+    """The input columns of an example, which is a mapping of them or the text of the only one."""
+    if isinstance(example_input, str):
         if len(columns) != 1:
             raise ConfigError(
                 f"Example {number} is a plain text, but the prompt reads {_names(columns)}; write it as a mapping."
             )
-        return {columns[0]: given}
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"The input of example {number} is a {type(given).__name__}; give a mapping of columns.")
-    missing = [column for column in columns if column not in given]
+        return {columns[0]: example_input}
+    if not isinstance(example_input, Mapping):
+        kind = type(example_input).__name__
+        raise ConfigError(f"The input of example {number} is a {kind}; give a mapping of columns.")
+    missing = [column for column in columns if column not in example_input]
     if missing:
-        raise ConfigError(f"Example {number} lacks {_names(missing)}, which the prompt reads; it has {_names(given)}.")
-    return given
+        raise ConfigError(
+            f"Example {number} lacks {_names(missing)}, which the prompt reads; it has {_names(example_input)}."
+        )
+    return example_input
 
 
-_LEAST_AFTER, _LEAST_FIXED = 128, 512
-"""Tokens after the first column that are worth a word, and of all fixed text: no provider caches less."""
+_MIN_TOKENS_AFTER, _MIN_FIXED_TOKENS = 128, 512
+"""The fewest fixed tokens after the first column, and in all, that are reported: providers cache no shorter text."""
 
 
 def explain_uncacheable(
     prompt: CompiledPrompt, count: Callable[[str], int] = lambda text: -(-len(text) // 4)
 ) -> str | None:
-    """What of `prompt` no prompt cache can reuse since it comes after the first column; `None` if that is little.
+    """A note if much fixed text of `prompt` comes after its first column, where no prompt cache reuses it; else `None`.
 
-    This is about one row a call; with several, instructions come first in any case.
+    It is about calls with one row; in calls with several rows the instructions always come first.
     """
     after = count(prompt.rest)
     fixed = after + count(prompt.lead) + sum(count(message.content) for message in prompt.head)
-    if after < _LEAST_AFTER or fixed < _LEAST_FIXED:
+    if after < _MIN_TOKENS_AFTER or fixed < _MIN_FIXED_TOKENS:
         return None
     column = f"{{{prompt.columns[0]}}}"
     return (

@@ -1,4 +1,4 @@
-"""A template that parsed, whatever its syntax, and what both syntaxes share."""
+"""A parsed template of either syntax, and the functions that both syntaxes use."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ MEDIA_KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template that parsed.
+    """A parsed template.
 
     Args:
-        columns: Columns it reads, in order of first use.
-        render: Row to text.
-        hoisted: It with `{column}` for each placeholder, to be sent once for many rows; `None` if its logic depends on
-            the row.
-        needed: Columns that it reads in every row: all of them, but for those that a Jinja2 template reads in
-            conditions and defaults only.
-        lead: Text before the first column: the prompt of every row begins with it.
-        rest: Text after it, as far as it is the same for every row.
-        media_columns: Columns whose cells hold or name images or documents, and which of the two.
+        columns: The columns that it reads, in order of first use.
+        render: Returns the text for a row.
+        hoisted: The template with `{column}` for each placeholder, to be sent once for many rows; `None` if its logic
+            depends on the row.
+        needed: The columns that it reads in every row: all except those that a Jinja2 template reads in conditions and
+            defaults only.
+        lead: The text before the first column, with which the prompt of every row begins.
+        rest: The fixed text after the first column.
+        media_columns: The columns with images or documents, and which of the two.
     """
 
     columns: tuple[str, ...]
@@ -41,26 +41,26 @@ class Template:
 
 
 def find_media_columns(used: Iterable[tuple[str, str | None]]) -> dict[str, MediaKind]:
-    """Which columns hold images or documents, from each use of a column and what it is used as."""
-    found: dict[str, set[str]] = {}
+    """The columns with images or documents; `used` has each use of a column with its kind, `None` or `""` for text."""
+    kinds_of: dict[str, set[str]] = {}
     for name, kind in used:
-        found.setdefault(name, set()).add(kind or "text")
-    for name, uses in found.items():
-        if len(uses) > 1:
-            both = " and as ".join(sorted(uses))
+        kinds_of.setdefault(name, set()).add(kind or "text")
+    for name, kinds in kinds_of.items():
+        if len(kinds) > 1:
+            both = " and as ".join(sorted(kinds))
             raise ConfigError(f"The prompt reads {name!r} as {both}; give each a column of its own.")
-    return {name: kind for name, uses in found.items() for kind in MEDIA_KINDS if kind in uses}
+    return {name: kind for name, kinds in kinds_of.items() for kind in MEDIA_KINDS if kind in kinds}
 
 
 def split_fixed(literals: Sequence[str | None]) -> tuple[str, str]:
-    """The text before the first piece of a template that depends on the row, and the text between the others.
+    """The fixed text before the first piece of a template that depends on the row, and all fixed text after it.
 
     `None` stands for a piece that depends on the row.
     """
-    first = next((at for at, literal in enumerate(literals) if literal is None), len(literals))
+    first = literals.index(None) if None in literals else len(literals)
     return "".join(filter(None, literals[:first])), "".join(filter(None, literals[first:]))
 
 
 def write_beside_media(value: Any) -> str:
-    """A value as it stands in a prompt with images, of which no text of a row may name one."""
+    """A value as text of a prompt with images; text of a row cannot refer to an image, since marks are escaped."""
     return str(value) if isinstance(value, Media | Gallery) else escape_marks(write_cell(value))
