@@ -1,7 +1,7 @@
-"""The numbers of one budget as the store keeps them, and how they change: pure functions.
+"""The numbers of one budget in the store, and pure functions that change them.
 
-What a process holds for its calls in flight is kept under its identity. When the process is known to have ended, that
-is settled at its bound: its calls may have been billed, and what they cost will never be known.
+What a process holds for its calls in flight is kept under its identity. When the process is known to have ended, its
+holding is settled at its bound: its calls may have been billed, and their cost will never be known.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ondine_core.types.processes import Process
 from ondine_core.types.protocols import Numbers
 
 UNIT_USD = Decimal("1e-9")
-"""In which amounts are counted."""
+"""The unit of all amounts."""
 _HEAD, _WIDTH = 3, 5
-"""Numbers before the holdings, and of each."""
+"""Count of the numbers before the holdings, and of the numbers of each holding."""
 
 
 class Holding(NamedTuple):
-    """What one process holds of a budget, when that last changed (seconds since the epoch), and its identity."""
+    """What one process holds of a budget, when this last changed (seconds since the epoch), and its identity."""
 
     units: float
     changed_at: float
@@ -37,8 +37,8 @@ class Holding(NamedTuple):
 class BudgetState(NamedTuple):
     """The numbers of a budget, in whole units.
 
-    What is `settled` is spent, what is `charged` is spent or held for calls in flight, and `holdings` are what each
-    process holds. `warned` is the highest threshold that was warned of.
+    `settled` is what was spent, `charged` is what was spent or is held for calls in flight, `holdings` are what each
+    process holds, and `warned` is the highest threshold that was reported.
     """
 
     charged: float = 0.0
@@ -48,7 +48,7 @@ class BudgetState(NamedTuple):
 
 
 def read_state(numbers: Numbers | None) -> BudgetState:
-    """The state in the numbers of a store."""
+    """Convert the numbers in the store to a state."""
     if numbers is None:
         return BudgetState()
     charged, settled, warned = numbers[:_HEAD]
@@ -57,7 +57,7 @@ def read_state(numbers: Numbers | None) -> BudgetState:
 
 
 def write_state(state: BudgetState) -> Numbers:
-    """The numbers of a state."""
+    """Convert a state to the numbers in the store."""
     return sum(state.holdings, (state.charged, state.settled, state.warned))
 
 
@@ -69,10 +69,7 @@ def charge(state: BudgetState, process: Process, units: float, now: float) -> Bu
 
 
 def settle(state: BudgetState, process: Process, units: float, spent: float, now: float) -> BudgetState:
-    """Replace `units` that `process` holds by what was spent.
-
-    A reservation that was already settled at its bound is corrected to what was spent.
-    """
+    """Replace `units` that `process` holds by the units `spent`, also if they were settled at their bound before."""
     held, others = _split(state, process)
     released = min(held, units)
     left = held - released
@@ -92,7 +89,7 @@ def settle_holdings(state: BudgetState, is_over: Callable[[Holding], bool]) -> B
 
 
 def end_holding(state: BudgetState, process: Process, *, spent: bool) -> BudgetState:
-    """End what `process` holds: it counts as spent, or is given back."""
+    """Remove what `process` holds; it counts as spent, or is given back."""
     held, others = _split(state, process)
     if spent:
         return state._replace(settled=state.settled + held, holdings=others)
@@ -100,7 +97,7 @@ def end_holding(state: BudgetState, process: Process, *, spent: bool) -> BudgetS
 
 
 def _split(state: BudgetState, process: Process) -> tuple[float, tuple[Holding, ...]]:
-    """What `process` holds, and what the others do."""
+    """The units that `process` holds, and the holdings of all others."""
     held, others = 0.0, []
     for holding in state.holdings:
         if holding.id == process.id and holding.host == process.host and holding.started_at == process.started_at:
@@ -115,10 +112,10 @@ def _holding(process: Process, units: float, now: float) -> Holding:
 
 
 def units_of(usd: Decimal) -> int:
-    """An amount to be paid in whole units, rounded up."""
+    """Convert USD to whole units, rounded up."""
     return int((usd / UNIT_USD).to_integral_value(rounding=ROUND_CEILING))
 
 
 def usd_of(units: float) -> Decimal:
-    """An amount in USD."""
+    """Convert units to USD."""
     return int(units) * UNIT_USD

@@ -1,9 +1,9 @@
-"""Batch jobs in the store: begun before anything is sent, charged to budgets, settled request by request, closed.
+"""Batch jobs in the store: recorded before anything is sent, charged to budgets, settled by request, closed.
 
-The requests of a job are calls like others, so that the ledger counts them and no run asks their prompts meanwhile: the
-job is announced as a run of its own, which is in no process and leaves when the job is closed. What a job holds of
-budgets has an identity of its own, too; its calls and its budgets are settled in one transaction. Every function here
-but the queries runs within a transaction, and does nothing if the state of the job does not allow it.
+The requests of a job are calls like others, so the ledger counts them and no run asks their prompts meanwhile. For this
+the job is announced as a run, which has no process and leaves when the job is closed. The job is also the holder of its
+budget reservations; its calls and its reservations are settled in one transaction. Every function here except the
+queries runs within a transaction, and does nothing if the state of the job does not allow it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ondine_core.types.ledger import CallFinished, CallStarted, Origin, UsageTot
 from ondine_core.types.processes import Process
 
 JOB_HOST = -1.0
-"""The host of the process that holds a job's share of a budget: none, so it is never taken to have ended."""
+"""The host of the process that stands for a job as holder of reservations; it is never taken to have ended."""
 
 _COLUMNS = (
     *("job", "question", "run", "asset", "partition", "model", "account", "owner", "created_at", "answer_by", "cells"),
@@ -67,7 +67,7 @@ _WAIT = """
 
 
 def write(database: Database, record: JobRecord) -> None:
-    """Replace what is kept of a job."""
+    """Insert or replace the record of a job."""
     row = (
         record.job,
         record.task,
@@ -89,17 +89,17 @@ def write(database: Database, record: JobRecord) -> None:
     database.run(_WRITE, row)
 
 
-def move(database: Database, job: bytes, of: Sequence[JobState], changed_at: float, **changes: Any) -> bool:
-    """Change fields of what is kept of a job, if its state is one of `of`; returns whether it is."""
-    record = _find_locked(database, job, of)
+def move(database: Database, job: bytes, states: Sequence[JobState], changed_at: float, **changes: Any) -> bool:
+    """Change fields of the record of a job, if its state is one of `states`; returns whether it is."""
+    record = _find_locked(database, job, states)
     if record is not None:
         write(database, replace(record, changed_at=changed_at, **changes))
     return record is not None
 
 
-def discard(database: Database, job: bytes, of: Sequence[JobState]) -> bool:
-    """Forget a job that was not created, if its state is one of `of`; frees its prompts and its share of budgets."""
-    record = _find_locked(database, job, of)
+def discard(database: Database, job: bytes, states: Sequence[JobState]) -> bool:
+    """Remove a job that was not created, its calls and its reservations, if its state is one of `states`."""
+    record = _find_locked(database, job, states)
     if record is None:
         return False
     database.run(f"DELETE FROM ondine.calls WHERE {_OF_JOB}", _range_of(job))  # noqa: S608
@@ -110,21 +110,21 @@ def discard(database: Database, job: bytes, of: Sequence[JobState]) -> bool:
 
 
 def close(database: Database, job: bytes, state: JobState, at: float) -> int | None:
-    """End a job: what is left of its requests may have been billed and stays charged at its bound.
+    """Close a job: its unsettled requests may have been billed and stay charged at their bounds.
 
     Returns:
-        How many requests are left so; `None` if it was closed already.
+        How many requests these are; `None` if the job was closed already.
     """
     record = _find_locked(database, job, OPEN_STATES)
     if record is None:
         return None
-    (left,) = database.select(f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB}", _range_of(job))[0]  # noqa: S608
+    ((unsettled,),) = database.select(f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB}", _range_of(job))  # noqa: S608
     _end(database, replace(record, state=state, changed_at=at))
-    return int(left)
+    return int(unsettled)
 
 
 def _end(database: Database, record: JobRecord) -> None:
-    """Write a closed job, and detach from it what is left of its requests."""
+    """Write the record of a closed job, and make its unsettled requests ordinary calls of unknown outcome."""
     database.run(f"UPDATE ondine.calls SET batch = NULL WHERE {_OF_JOB}", _range_of(record.job))  # noqa: S608
     claims.leave(database, [record.job])
     write(database, record)
@@ -132,7 +132,7 @@ def _end(database: Database, record: JobRecord) -> None:
 
 
 def read_jobs(database: Database, *, jobs: Sequence[bytes] | None = None, is_open: bool = True) -> list[JobRecord]:
-    """The jobs of these identities, or all; the oldest first.
+    """The records of `jobs`, by default of all; the oldest first.
 
     With `is_open`, only those with requests in flight.
     """
@@ -145,23 +145,23 @@ def prune_jobs(database: Database, before: float, asset: str | None, *, dry_run:
     """Remove jobs that were closed before an instant, and waits that began before it and wait for no open job.
 
     Returns:
-        How many there are, by table.
+        Number of rows removed, or to be removed with `dry_run`, by table.
     """
     wanted = None if asset is None else clean(asset)
 
     def find() -> tuple[list[bytes], list[JobWait]]:
         records = read_jobs(database, is_open=False)
-        is_open = {record.job for record in records if record.state in OPEN_STATES}
+        open_jobs = {record.job for record in records if record.state in OPEN_STATES}
         old = [record for record in records if record.changed_at < before and wanted in (None, record.origin.asset)]
-        waits = [one for one in read_waits(database) if one.since < before and wanted in (None, one.origin.asset)]
-        idle = [one for one in waits if is_open.isdisjoint(one.jobs)]
-        return [record.job for record in old if record.job not in is_open], idle
+        waits = [wait for wait in read_waits(database) if wait.since < before and wanted in (None, wait.origin.asset)]
+        idle = [wait for wait in waits if open_jobs.isdisjoint(wait.jobs)]
+        return [record.job for record in old if record.job not in open_jobs], idle
 
     def remove() -> tuple[list[bytes], list[JobWait]]:
         jobs, waits = find()
         database.run_in("DELETE FROM ondine.jobs WHERE job IN ?", jobs)
-        for one in waits:
-            key = (one.origin.asset, one.origin.partition, one.last_run)
+        for wait in waits:
+            key = (wait.origin.asset, wait.origin.partition, wait.last_run)
             database.run("DELETE FROM ondine.job_waits WHERE asset = ? AND partition = ? AND last_run = ?", key)
         return jobs, waits
 
@@ -169,24 +169,24 @@ def prune_jobs(database: Database, before: float, asset: str | None, *, dry_run:
     return {"jobs": len(jobs), "job_waits": len(waits)}
 
 
-def _find_locked(database: Database, job: bytes, of: Sequence[JobState]) -> JobRecord | None:
-    """A job that no other transaction changes before this one ends, if its state is one of `of`."""
+def _find_locked(database: Database, job: bytes, states: Sequence[JobState]) -> JobRecord | None:
+    """Lock the record of a job until the end of the transaction, and return it if its state is one of `states`."""
     database.hold(f"job:{job.hex()}")
     record = next(iter(read_jobs(database, jobs=[job], is_open=False)), None)
-    return record if record is not None and record.state in of else None
+    return record if record is not None and record.state in states else None
 
 
 def _to_record(row: Row) -> JobRecord:
-    kept = dict(zip(_COLUMNS, row, strict=True))
-    bound = kept.pop("at_most_pico_usd")
+    columns = dict(zip(_COLUMNS, row, strict=True))
+    bound = columns.pop("at_most_pico_usd")
     return JobRecord(
-        job=bytes(kept.pop("job")),
-        task=bytes(kept.pop("question")),
-        origin=Origin(kept.pop("run"), kept.pop("asset"), kept.pop("partition")),
-        owner=tuple(orjson.loads(kept.pop("owner"))),
-        cells=tuple(orjson.loads(kept.pop("cells"))),
+        job=bytes(columns.pop("job")),
+        task=bytes(columns.pop("question")),
+        origin=Origin(columns.pop("run"), columns.pop("asset"), columns.pop("partition")),
+        owner=tuple(orjson.loads(columns.pop("owner"))),
+        cells=tuple(orjson.loads(columns.pop("cells"))),
         at_most_usd=None if bound is None else from_pico(bound),
-        **kept,
+        **columns,
     )
 
 
@@ -194,7 +194,7 @@ def _to_record(row: Row) -> JobRecord:
 
 
 def read_calls(database: Database, job: bytes, numbers: Sequence[int] | None = None) -> list[CallStarted]:
-    """The requests of a job that are not settled, of these numbers or all."""
+    """The unsettled requests of a job, all or those with `numbers` (see `number_in_job`)."""
     if numbers is None:
         rows = database.select(f"{_CALLS} WHERE {_OF_JOB} AND batch IS NOT NULL", _range_of(job))
     else:
@@ -204,22 +204,22 @@ def read_calls(database: Database, job: bytes, numbers: Sequence[int] | None = N
 
 
 def read_in_flight(database: Database) -> Mapping[bytes, UsageTotals]:
-    """The requests of each job that have no outcome yet, and the most that they can cost."""
-    found: defaultdict[bytes, UsageTotals] = defaultdict(UsageTotals)
+    """For each job, the number of requests without an outcome and their maximum cost; 0 for other jobs."""
+    in_flight: defaultdict[bytes, UsageTotals] = defaultdict(UsageTotals)
     for job, requests, priced, pico_usd in database.select(_IN_FLIGHT):
         usd = from_pico(int(pico_usd)) if priced == requests else None
-        found[bytes(job)] = UsageTotals(int(requests), usd=usd)
-    return found
+        in_flight[bytes(job)] = UsageTotals(int(requests), usd=usd)
+    return in_flight
 
 
 def count_lost(database: Database, job: bytes) -> int:
-    """Requests of a closed job whose outcome was never seen."""
+    """Number of requests of a closed job whose outcome was never seen."""
     lost = f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB} AND batch IS NULL"  # noqa: S608
     return int(database.select(lost, _range_of(job))[0][0])
 
 
 def number_in_job(call: CallStarted) -> int:
-    """The number that a request has in its job."""
+    """The number of a request in its job."""
     return int.from_bytes(call.call[8:])
 
 
@@ -237,41 +237,45 @@ def _range_of(job: bytes) -> tuple[bytes, bytes]:
 
 
 def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinished], at: float) -> set[bytes]:
-    """Settle requests of a job, in the ledger and in its budgets; with the last of them the job is closed.
+    """Settle requests of a job, in the ledger and in its budgets; the last one closes the job.
 
-    Those that were settled before, by another run that reads the job, are left as they are; returns the others.
+    Returns:
+        The ids of the calls that were settled now; others were settled before, by another run that reads the job.
     """
     record = _find_locked(database, job, OPEN_STATES)
-    noted = settle_calls(database, [to_settled_rows(one) for one in settled])
+    newly_settled = settle_calls(database, [to_settled_rows(finished) for finished in settled])
     if record is None:
-        return noted
-    new = [one for one in settled if one.sent.call in noted]
-    bound = sum(units_of(one.sent.at_most_usd) for one in new if one.sent.at_most_usd is not None)
-    spent = sum(units_of((one.sent.at_most_usd or Decimal(0)) if one.usd is None else one.usd) for one in new)
+        return newly_settled
+    bound = spent = 0
+    for finished in settled:
+        if finished.sent.call in newly_settled:
+            at_most_usd = finished.sent.at_most_usd or Decimal(0)
+            bound += units_of(at_most_usd)
+            spent += units_of(at_most_usd if finished.usd is None else finished.usd)
     process = job_process(job)
     _change_budgets(database, record, lambda state: settle(state, process, bound, spent, at))
     if not database.select(f"SELECT 1 FROM ondine.calls WHERE {_OF_JOB} LIMIT 1", _range_of(job)):  # noqa: S608
         _end(database, replace(record, state="read", changed_at=at))
-    return noted
+    return newly_settled
 
 
 # -- budgets -------------------------------------------------------------------------------------------------------
 
 
 def job_process(job: bytes) -> Process:
-    """The holder's id of a job's reservations."""
-    return Process(JOB_HOST, float(int.from_bytes(job) >> 11), 0.0)  # a float holds 53 bits exactly
+    """The process that stands for a job as holder of its reservations."""
+    return Process(JOB_HOST, float(int.from_bytes(job) >> 11), 0.0)  # the store keeps floats, which hold 53 bits
 
 
 def hold_budgets(database: Database, job: bytes, cells: Mapping[str, int], amounts: Sequence[int], at: float) -> int:
-    """Charge every budget with the first of `amounts` that fit together; returns how many.
+    """Charge every budget with as many of the first `amounts` as fit into all of them; returns how many.
 
-    `cells` has the most units of each budget by the name of its numbers, `amounts` the units of each request.
+    `cells` has the maximum units of each budget by the name of its numbers, `amounts` the units of each request.
     """
-    states = _read_states(database, tuple(cells))
-    room = min((most - states[cell].charged for cell, most in cells.items()), default=None)
-    if room is None:
+    if not cells:
         return len(amounts)
+    states = _read_states(database, tuple(cells))
+    room = min(max_units - states[cell].charged for cell, max_units in cells.items())
     units = count = 0
     for amount in amounts:
         if units + amount > room:
@@ -287,9 +291,9 @@ def hold_budgets(database: Database, job: bytes, cells: Mapping[str, int], amoun
 
 
 def is_held_by_jobs(database: Database, cells: Mapping[str, int], units: int) -> bool:
-    """Whether `units` would fit into each budget if batch jobs gave back all that they hold of it.
+    """Whether `units` would fit into every budget if batch jobs gave back all that they hold.
 
-    `cells` has the most units of each budget by the name of its numbers.
+    `cells` has the maximum units of each budget by the name of its numbers.
     """
     for cell, state in _read_states(database, tuple(cells)).items():
         held = sum(holding.units for holding in state.holdings if holding.host == JOB_HOST)
@@ -299,7 +303,7 @@ def is_held_by_jobs(database: Database, cells: Mapping[str, int], units: int) ->
 
 
 def give_back(database: Database, job: bytes, units: int, at: float) -> None:
-    """Give back what a job holds for requests that do not become a part of it."""
+    """Give back `units` that a job holds for requests that are not sent with it."""
     record = _find_locked(database, job, OPEN_STATES)
     if record is not None and units:
         process = job_process(job)
@@ -307,7 +311,7 @@ def give_back(database: Database, job: bytes, units: int, at: float) -> None:
 
 
 def _change_budgets(database: Database, record: JobRecord, change: Callable[[BudgetState], BudgetState]) -> None:
-    """Replace the state of each budget that a job charges by `change` of it."""
+    """Apply `change` to the state of each budget of a job."""
     states = _read_states(database, record.cells)
     database.write_numbers({cell: orjson.dumps(write_state(change(state))) for cell, state in states.items()})
 
@@ -315,29 +319,32 @@ def _change_budgets(database: Database, record: JobRecord, change: Callable[[Bud
 def _read_states(database: Database, cells: Sequence[str]) -> dict[str, BudgetState]:
     if not cells:
         return {}
-    found = database.read_numbers(sorted(cells))
-    numbers = {cell: held for cell, held in found.items() if held is not None}
-    return {cell: read_state(tuple(orjson.loads(numbers[cell])) if cell in numbers else None) for cell in cells}
+    numbers = database.read_numbers(sorted(cells))
+    states: dict[str, BudgetState] = {}
+    for cell in cells:
+        stored = numbers.get(cell)
+        states[cell] = read_state(None if stored is None else tuple(orjson.loads(stored)))
+    return states
 
 
 # -- materializations that wait ------------------------------------------------------------------------------------
 
 
 def write_wait(database: Database, wait: JobWait) -> None:
-    """Note that a materialization waits for jobs; if it waited before, its first run and the instant stay known."""
+    """Record that a materialization waits for jobs; if it waited before, `first_run` and `since` are kept."""
     origin = wait.origin
     names = map(clean, (origin.asset, origin.partition, origin.run, wait.last_run))
     database.run(_WAIT, (*names, orjson.dumps([job.hex() for job in wait.jobs]), wait.since))
 
 
 def remove_wait(database: Database, origin: Origin) -> None:
-    """Note that the materialization of `origin` waits no more."""
-    whose = (clean(origin.asset), clean(origin.partition))
-    database.run("DELETE FROM ondine.job_waits WHERE asset = ? AND partition = ?", whose)
+    """Record that the materialization of `origin` does not wait any more."""
+    key = (clean(origin.asset), clean(origin.partition))
+    database.run("DELETE FROM ondine.job_waits WHERE asset = ? AND partition = ?", key)
 
 
 def read_waits(database: Database, origin: Origin | None = None) -> list[JobWait]:
-    """The materializations that wait, all or that of `origin`."""
+    """The waiting materializations, all or that of the asset and partition of `origin`."""
     rows: list[Any] = database.select(
         "SELECT asset, partition, first_run, last_run, jobs, since FROM ondine.job_waits ORDER BY since"
     )

@@ -1,8 +1,8 @@
 """Reads and writes answers, failures, calls and the ledger, in statements that both databases run.
 
 A call is recorded in `calls` before it leaves. When its outcome is seen it moves to the `ledger`, but only if it is
-still in `calls`: otherwise it was counted before. So `calls` has the calls whose outcome was not seen, and the ledger
-is right after a kill at any time.
+still in `calls`: otherwise it was counted before. So `calls` has the calls without an outcome, and the ledger is exact
+after a kill at any time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from ondine_core.types.values import Answer, Failure, Key
 
 T = TypeVar("T")
 _MAX_NAMED = 5
-"""Damaged rows in one warning; it also says how many there are."""
+"""Maximum number of damaged rows that a warning lists."""
 
 _SEND = insert("calls", CALL_COLUMNS, "ON CONFLICT (call) DO NOTHING")
 _FIND_CALLS = "SELECT call FROM ondine.calls WHERE call IN ?"
@@ -74,11 +74,12 @@ _AUDIT = f"""
 
 
 def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any]:
-    """Write what any number of callers want written, within a transaction.
+    """Write the entries of any number of callers, within a transaction.
 
     Returns:
-        By index in `entries`: for each change its result; for each update the new numbers, or what its step raised, and
-        then nothing changed; for each call of a task that several runs ask the prompts that keep it from leaving.
+        By index in `entries`: for each change its result; for each update the new numbers, or the error of its step,
+        which changes nothing; for each call of a task that several runs ask, the prompts because of which it must not
+        leave.
     """
     outcomes = {at: entry.work(database) for at, entry in enumerate(entries) if isinstance(entry, Change)}
     sent = {at: entry for at, entry in enumerate(entries) if isinstance(entry, SentRow)}
@@ -92,33 +93,37 @@ def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any
 
 
 def settle_calls(database: Database, settled: Sequence[SettledRows]) -> set[bytes]:
-    """Move calls to the ledger and keep what they brought, within a transaction; returns those that were noted."""
+    """Move calls to the ledger and store their answers and failures, within a transaction.
+
+    Returns:
+        The ids of the calls that were still in `calls`; the others are not counted again.
+    """
     # Rows are written in the order of their keys, so that two transactions on Postgres never wait for each other.
-    calls = sorted({one.call: one for one in settled}.items())
-    noted = _find_calls(database, [call for call, _ in calls])
-    database.run_in(claims.REMOVE_CALLS, sorted(noted))
+    calls = sorted({rows.call: rows for rows in settled}.items())
+    unsettled = _find_calls(database, [call for call, _ in calls])
+    database.run_in(claims.REMOVE_CALLS, sorted(unsettled))
     lines: dict[tuple[str, ...], tuple[int, ...]] = {}
-    for call, one in calls:
-        if call in noted:
-            old = lines.get(one.line)
-            lines[one.line] = one.amounts if old is None else tuple(map(int.__add__, old, one.amounts))
-    answers = _by_key(one.answers for one in settled)
+    for call, rows in calls:
+        if call in unsettled:
+            sums = lines.get(rows.line)
+            lines[rows.line] = rows.amounts if sums is None else tuple(map(int.__add__, sums, rows.amounts))
+    answers = _sort_by_key(rows.answers for rows in settled)
     database.run_many(_ANSWER, answers)
     database.run_in(_REMOVE_FAILURES, [row[0] for row in answers])
-    database.run_many(_FAIL, _by_key(one.failures for one in settled))
-    database.run_many(_KEEP_REPLY, _by_key(one.replies for one in settled))
+    database.run_many(_FAIL, _sort_by_key(rows.failures for rows in settled))
+    database.run_many(_KEEP_REPLY, _sort_by_key(rows.replies for rows in settled))
     database.run_many(_COUNT, [(*line, *lines[line]) for line in sorted(lines)])
-    return noted
+    return unsettled
 
 
-def _by_key(groups: Iterable[Sequence[Row]]) -> list[Row]:
-    """All rows in the order of their keys, the last one of each."""
+def _sort_by_key(groups: Iterable[Sequence[Row]]) -> list[Row]:
+    """All rows in the order of their keys; of rows with the same key only the last."""
     rows = {row[0]: row for group in groups for row in group}
     return [rows[key] for key in sorted(rows)]
 
 
 def _find_calls(database: Database, calls: Sequence[bytes]) -> set[bytes]:
-    """Those of `calls` that are noted; mostly all are."""
+    """The ids among `calls` that are in the table `calls`, usually all."""
     if database.has(_FIND_CALLS, calls, len(calls)):
         return set(calls)
     return {call for (call,) in database.select_in(_FIND_CALLS, calls)}
@@ -127,21 +132,21 @@ def _find_calls(database: Database, calls: Sequence[bytes]) -> set[bytes]:
 def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numbers | BaseException]:
     if not updates:
         return {}
-    found = database.read_numbers(sorted({update.name for update in updates.values()}))
-    held = {name: numbers for name, numbers in found.items() if numbers is not None}
+    rows = database.read_numbers(sorted({update.name for update in updates.values()}))
+    stored = {name: row for name, row in rows.items() if row is not None}
     numbers: dict[str, Numbers] = {}
     outcomes: dict[int, Numbers | BaseException] = {}
     changed: dict[str, bytes] = {}
     for at, (name, step) in updates.items():
         try:
-            if name in held and name not in numbers:
-                numbers[name] = _parse_numbers(name, held[name], database.location)
+            if name in stored and name not in numbers:
+                numbers[name] = _parse_numbers(name, stored[name], database.location)
             new = tuple(step(numbers.get(name)))
             if not all(map(isfinite, new)):
                 raise ValueError(f"The numbers called {name!r} must be finite, not {new!r}.")
             changed[name] = orjson.dumps(new)
-        except BaseException as error:  # noqa: BLE001  (its own caller raises it)
-            # A future takes any error but this one.
+        except BaseException as error:  # noqa: BLE001  (the caller of this update raises it)
+            # A future accepts any error except StopIteration.
             outcomes[at] = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
         else:
             outcomes[at] = numbers[name] = new
@@ -149,9 +154,9 @@ def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numb
     return outcomes
 
 
-def _parse_numbers(name: str, held: Any, location: str) -> Numbers:
+def _parse_numbers(name: str, stored: Any, location: str) -> Numbers:
     try:
-        return tuple([float(number) for number in orjson.loads(held)])
+        return tuple([float(number) for number in orjson.loads(stored)])
     except (TypeError, ValueError) as error:
         raise StoreError(
             f"The numbers called {name!r} in the answer store {location!r} are damaged ({error}). Restore a backup, or "
@@ -160,19 +165,19 @@ def _parse_numbers(name: str, held: Any, location: str) -> Numbers:
 
 
 def read_answers(database: Database, keys: Sequence[Key], warn: Callable[[str], None]) -> dict[Key, Answer]:
-    """The answers known for `keys`; damaged ones are named in a warning and count as unknown."""
+    """The answers known for `keys`; damaged ones are listed in a warning and count as unknown."""
     return _parse_rows(database.select_in(_FIND_ANSWERS, keys), to_answer, "answers", database.location, warn)
 
 
 def read_failures(database: Database, keys: Sequence[Key], warn: Callable[[str], None]) -> dict[Key, Failure]:
-    """How prompts failed that have no answer; damaged rows are named in a warning and count as unknown."""
+    """The failures of those of `keys` without an answer; damaged ones are listed in a warning and count as unknown."""
     return _parse_rows(database.select_in(_FIND_FAILURES, keys), to_failure, "failures", database.location, warn)
 
 
 def _parse_rows(
     rows: Iterable[Row], parse: Callable[[Row], tuple[Key, T]], table: str, location: str, warn: Callable[[str], None]
 ) -> dict[Key, T]:
-    found: dict[Key, T] = {}
+    values: dict[Key, T] = {}
     damaged: list[str] = []
     for row in rows:
         try:
@@ -180,32 +185,33 @@ def _parse_rows(
         except DamagedRowError as error:
             damaged.append(str(error))
         else:
-            found[key] = value
+            values[key] = value
     if damaged:
         named = ", ".join(damaged[:_MAX_NAMED]) + (", ..." if len(damaged) > _MAX_NAMED else "")
         warn(f"{len(damaged):,} rows of the table {table!r} in {location!r} are damaged and are asked again: {named}.")
-    return found
+    return values
 
 
 def read_unseen(database: Database) -> frozenset[Key]:
-    """The prompts of all calls whose outcome was not seen; what batch jobs have in flight is not among them."""
-    unseen = database.select("SELECT keys FROM ondine.calls WHERE batch IS NULL")
-    return frozenset(key for (keys,) in unseen for key in split_keys(keys))
+    """The prompts of all calls without an outcome, except requests of batch jobs."""
+    rows = database.select("SELECT keys FROM ondine.calls WHERE batch IS NULL")
+    return frozenset(key for (keys,) in rows for key in split_keys(keys))
 
 
 def read_audit(database: Database, run: str) -> Audit:
     """The ledger of one run."""
-    seen: dict[str, list[int]] = {outcome: amounts for outcome, *amounts in database.select(_AUDIT, 2 * [clean(run)])}
+    rows = database.select(_AUDIT, 2 * [clean(run)])
+    sums: dict[str, list[int]] = {outcome: amounts for outcome, *amounts in rows}
     return Audit(
-        _line(seen.get("answered")),
-        _line(seen.get("refused")),
-        _line(seen.get("unseen")),
-        sum(int(amounts[-1]) for amounts in seen.values()),
-        _line(seen.get("in_jobs")),
+        _to_totals(sums.get("answered")),
+        _to_totals(sums.get("refused")),
+        _to_totals(sums.get("unseen")),
+        sum(int(amounts[-1]) for amounts in sums.values()),
+        _to_totals(sums.get("in_jobs")),
     )
 
 
-def _line(amounts: Sequence[int] | None) -> UsageTotals:
+def _to_totals(amounts: Sequence[int] | None) -> UsageTotals:
     if amounts is None:
         return UsageTotals()
     calls, *tokens, pico_usd, unpriced, at_most, _ = map(int, amounts)

@@ -12,10 +12,10 @@ from ondine_core.types.ledger import Origin, RunStarted
 from ondine_core.types.values import Key
 
 REPLIES_KEPT_S = 30 * 86400.0
-"""How long the reply to a prompt that failed is kept at most."""
+"""Maximum time that the reply to a prompt that failed is kept."""
 
 OF_ASSET = "origin IN (SELECT origin FROM ondine.origins WHERE asset = ?)"
-"""Whether a row of answers, failures or replies was asked for an asset."""
+"""Condition: a row of answers, failures or replies was asked for an asset."""
 
 _COLUMNS = ("origin", "run", "asset", "partition", "question", "began_at")
 _NOTE = insert("origins", _COLUMNS, "ON CONFLICT (origin) DO NOTHING")
@@ -36,7 +36,7 @@ _FIND_REPLY = "SELECT reply, kept_at FROM ondine.replies WHERE key = ? AND kept_
 
 
 def note(database: Database, started: RunStarted) -> None:
-    """Store a run's origin and its task within a transaction; expired replies are removed."""
+    """Store the origin and definition of a run, and remove expired replies, within a transaction."""
     now = time.time()
     database.run("DELETE FROM ondine.replies WHERE kept_at < ?", [now - REPLIES_KEPT_S])
     database.run(_NOTE, (started.run, *clean_origin(started.origin), started.task, now))
@@ -45,7 +45,7 @@ def note(database: Database, started: RunStarted) -> None:
 
 
 def forget_unused(database: Database, before: float) -> None:
-    """Remove runs that ended, began before an instant and left nothing; and definitions without a run."""
+    """Remove the origins of runs that have ended, began before an instant and left no row; and unused definitions."""
 
     def find() -> list[bytes]:
         used = {
@@ -55,7 +55,7 @@ def forget_unused(database: Database, before: float) -> None:
         }
         return sorted(origin for (origin,) in database.select(_FIND_OLD, [before]) if origin not in used)
 
-    # Read before the transaction, since reading may take long and a transaction blocks other writers.
+    # Read before the transaction, since this may take long and a transaction blocks other writers.
     unused = database.read(find)
 
     def remove() -> None:
@@ -66,25 +66,25 @@ def forget_unused(database: Database, before: float) -> None:
 
 
 def read_definitions(database: Database, asset: str | None) -> list[bytes]:
-    """What was asked for an asset, or for any, the latest first."""
+    """The definitions that were asked for `asset`, or for any asset, the latest first."""
     where, values = ("", []) if asset is None else (" WHERE o.asset = ?", [clean(asset)])
     rows = database.select(_FIND_DEFINITIONS.format(where=where), values)
     return [bytes(definition) for definition, _ in rows]
 
 
 def find_definition(database: Database, task: bytes) -> bytes | None:
-    """What was asked under the identity of a task, if that is still known."""
+    """The definition of a task, `None` if unknown."""
     rows = database.select("SELECT definition FROM ondine.definitions WHERE question = ?", [task])
     return bytes(rows[0][0]) if rows else None
 
 
 def read_origins(database: Database, keys: Sequence[Key]) -> dict[Key, Origin]:
-    """The origins of the answers with some keys; empty where unknown."""
+    """The origins of the answers to `keys`; empty if unknown."""
     rows = database.select_in(_FIND_ORIGINS, keys)
     return {bytes(key): Origin(*names) for key, *names in rows}
 
 
 def read_reply(database: Database, key: Key) -> tuple[str, float] | None:
-    """What the model replied to a prompt that failed, and when it was kept; `None` if it is not kept, or too old."""
+    """The reply to a prompt that failed, and when it was stored; `None` if it is not stored, or too old."""
     rows = database.select(_FIND_REPLY, [key, time.time() - REPLIES_KEPT_S])
     return (str(rows[0][0]), float(rows[0][1])) if rows else None

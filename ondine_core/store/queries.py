@@ -1,4 +1,4 @@
-"""What the command line asks of a store: how large it is, what was spent, what is old, and everything."""
+"""Queries of the command line: the size of a store, spending, failed prompts, pruning, and export."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Column: TypeAlias = Literal["asset", "model", "day", "stage", "run"]
 """The columns by which spending can be grouped."""
 
 EXPORTED_COLUMNS = ANSWER_COLUMNS[:-1]
-"""All but where it comes from."""
+"""All columns except the origin."""
 
 _SUMS = ", ".join(f"SUM({name})" for name in AMOUNT_COLUMNS)
 _FAILED = """
@@ -49,18 +49,18 @@ _FAILED = """
 _FORGET_RUNS = "DELETE FROM ondine.runs WHERE joined_at < ? AND run NOT IN (SELECT job FROM ondine.jobs)"
 _KEYS_A_PAGE = 500
 _ANSWERS_A_PAGE = 25
-"""An answer may be large."""
+"""Few, since an answer may be large."""
 _PAUSE_SHARE = 2.0
-"""Pause between transactions, as a multiple of the time that the last one took, so that others can write."""
-_PASSING = ("lease:", "writer:")
-"""The second of the numbers of these names is in seconds since the epoch; they are of no use long after."""
+"""Pause between transactions, as a multiple of the duration of the last one, so that others can write."""
+_TEMPORARY = ("lease:", "writer:")
+"""Prefixes of names whose numbers are useless some time after the second of them, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class _PrunedTable:
-    """A table whose rows grow old.
+    """A table from which old rows are removed.
 
-    `column` says how old a row is; `of_asset` tests whether it was asked for an asset.
+    `column` is the time of a row, `key` the primary key; `of_asset` is the condition that a row was asked for an asset.
     """
 
     table: str
@@ -75,15 +75,15 @@ _DATED = (
     _PrunedTable("replies", "kept_at"),
     _PrunedTable("ledger", "day", LINE_COLUMNS, "asset = ?"),
 )
-"""Calls of unknown outcome are not among them: budgets stay charged with them, and this is the record of why."""
+"""Calls of unknown outcome are kept: they are the record of what budgets stay charged with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     """How much is stored.
 
-    `failures` counts prompts that failed for good; `unknown` calls whose outcome was not seen, or not yet, apart from
-    requests of batch jobs. `oldest` and `newest` are when answers came, in seconds since the epoch.
+    `failures` counts prompts that failed for good, `unknown` calls without an outcome, or without one yet, except
+    requests of batch jobs. `oldest` and `newest` are the times of answers, in seconds since the epoch.
     """
 
     answers: int
@@ -101,16 +101,16 @@ class Spending:
     """What was spent.
 
     Args:
-        calls: Calls whose outcome was seen.
+        calls: Calls with an outcome.
         usage: Their tokens.
-        usd: What they cost, apart from those without a price.
-        unpriced: How many of them have no price.
-        unknown: Calls whose outcome was not seen, or not yet, apart from requests of batch jobs.
-        at_most_usd: What those may cost, apart from those without a price.
-        paid_twice: Prompts that were paid for twice, or may have been.
-        at_most_calls: Calls that are in `usd` with the most that they can have cost.
+        usd: Cost of those with a price.
+        unpriced: Number of those without a price.
+        unknown: Calls without an outcome, or without one yet, except requests of batch jobs.
+        at_most_usd: Maximum cost of those with a price.
+        paid_twice: Prompts that were, or may have been, paid for twice.
+        at_most_calls: Calls in `usd` at their maximum cost.
         in_jobs: Requests of batch jobs that have no outcome yet.
-        in_jobs_at_most_usd: What those may cost, apart from those without a price.
+        in_jobs_at_most_usd: Maximum cost of those with a price.
     """
 
     calls: int = 0
@@ -126,11 +126,11 @@ class Spending:
 
     @property
     def known_usd(self) -> Decimal | None:
-        """What the calls with a price cost; `None` if calls were made and none of them has one."""
+        """Cost of the calls with a price; `None` if there are calls and none of them has a price."""
         return None if 0 < self.calls == self.unpriced else self.usd
 
     def __add__(self, other: Spending) -> Spending:
-        sums = {one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(Spending)}
+        sums = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(Spending)}
         return Spending(**sums)
 
 
@@ -138,7 +138,7 @@ class Spending:
 class FailedPrompt:
     """A prompt without an answer.
 
-    `failed_at` is when it was asked last, in seconds since the epoch; `origin` is empty if that is not known.
+    `failed_at` is when it was last asked, in seconds since the epoch; `origin` is empty if unknown.
     """
 
     key: Key
@@ -149,7 +149,7 @@ class FailedPrompt:
 
 
 def read_size(database: Database) -> Size:
-    """How much `database` holds."""
+    """Count what `database` holds."""
 
     def read() -> Size:
         answers, oldest, newest = database.select(
@@ -167,49 +167,57 @@ def read_size(database: Database) -> Size:
 def read_spending(
     database: Database, *by: Column, since: float = 0.0, asset: str | None = None
 ) -> dict[tuple[str, ...], Spending]:
-    """What was spent, for each combination of values of the columns `by`, in their order.
+    """Read what was spent, by the values of the columns `by`, in their order.
 
-    Only calls for `asset`, and from the day (UTC) of `since` on, since the ledger adds up days.
+    Only calls for `asset` are counted, from the day (UTC) of `since` on: the ledger has sums of days.
     """
-    and_asset, own = _and_asset(asset, "asset = ?")
-    columns, names = ", ".join(by), ", ".join("sent_at" if name == "day" else name for name in by)
+    and_asset, asset_value = _and_asset(asset, "asset = ?")
+    columns = ", ".join(by)
+    columns_of_calls = ", ".join("sent_at" if name == "day" else name for name in by)
     seen = f"SELECT {columns}, {_SUMS} FROM ondine.ledger WHERE day >= ?{and_asset} GROUP BY {columns}"  # noqa: S608
-    unseen = f"SELECT {names}, at_most_pico_usd, batch IS NOT NULL FROM ondine.calls WHERE sent_at >= ?{and_asset}"  # noqa: S608
+    unseen = f"""
+        SELECT {columns_of_calls}, at_most_pico_usd, batch IS NOT NULL FROM ondine.calls
+        WHERE sent_at >= ?{and_asset}"""  # noqa: S608
 
     def read() -> dict[tuple[str, ...], Spending]:
         spent: dict[tuple[str, ...], Spending] = {}
-        for row in database.select(seen, [day_of(since), *own]):
+        for row in database.select(seen, [day_of(since), *asset_value]):
             calls, *tokens, pico_usd, unpriced, at_most_calls, paid_twice = map(int, row[len(by) :])
-            group = row[: len(by)]
-            usage, usd = to_usage(tokens), from_pico(pico_usd)
-            spent[group] = Spending(calls, usage, usd, unpriced, at_most_calls=at_most_calls, paid_twice=paid_twice)
-        rows = database.select(unseen, [since - since % DAY_S, *own])
-        for (*values, is_in_job), (number, usd) in _count_unseen(rows, by).items():
+            spent[row[: len(by)]] = Spending(
+                calls,
+                to_usage(tokens),
+                from_pico(pico_usd),
+                unpriced,
+                at_most_calls=at_most_calls,
+                paid_twice=paid_twice,
+            )
+        rows = database.select(unseen, [since - since % DAY_S, *asset_value])
+        for (*values, is_in_job), (count, usd) in _count_unseen(rows, by).items():
             group = tuple(values)
-            old = spent.get(group, Spending())
+            settled = spent.get(group, Spending())
             if is_in_job:
-                spent[group] = replace(old, in_jobs=number, in_jobs_at_most_usd=usd)
+                spent[group] = replace(settled, in_jobs=count, in_jobs_at_most_usd=usd)
             else:
-                spent[group] = replace(old, unknown=number, at_most_usd=usd)
+                spent[group] = replace(settled, unknown=count, at_most_usd=usd)
         return dict(sorted(spent.items()))
 
     return database.read(read)
 
 
 def _count_unseen(rows: Iterable[Row], by: Sequence[Column]) -> dict[Row, tuple[int, Decimal]]:
-    """How many calls there are, and the most that they can cost, by the columns `by` and whether a job has them.
+    """Count calls and add up their maximum costs, by the columns `by` and whether they are requests of a job.
 
-    The databases have no common function that makes a day of an instant.
+    This is not done in SQL, since the databases have no common function that converts an instant to a day.
     """
     day_at = by.index("day") if "day" in by else None
-    numbers, pico_usd = Counter[Row](), Counter[Row]()
+    counts, pico_usd = Counter[Row](), Counter[Row]()
     for *values, at_most, is_in_job in rows:
         if day_at is not None:
             values[day_at] = day_of(values[day_at])
         group = (*values, bool(is_in_job))
-        numbers[group] += 1
+        counts[group] += 1
         pico_usd[group] += at_most or 0
-    return {group: (number, from_pico(pico_usd[group])) for group, number in numbers.items()}
+    return {group: (count, from_pico(pico_usd[group])) for group, count in counts.items()}
 
 
 def read_failed_prompts(
@@ -220,10 +228,10 @@ def read_failed_prompts(
     keys: Sequence[Key] | None = None,
     limit: int,
 ) -> list[FailedPrompt]:
-    """The prompts without an answer, the newest first; damaged rows are left out.
+    """Read prompts without an answer, the newest first; damaged rows are left out.
 
-    Only those that were asked for `asset` last, and since an instant (in seconds since the epoch); or, with `keys`,
-    those with one of these keys.
+    Without `keys`, at most `limit` of those that were last asked for `asset`, and since an instant (in seconds since
+    the epoch). With `keys`, all those with one of these keys.
     """
     where, values = _failed_where(since, asset)
     sql = f"{_FAILED} {where} ORDER BY f.failed_at DESC, f.key LIMIT {int(limit)}"
@@ -231,16 +239,16 @@ def read_failed_prompts(
         rows = database.read(lambda: database.select(sql, values))
     else:
         rows = database.read(lambda: database.select_in(f"{_FAILED} WHERE f.key IN ?", keys))
-    found: list[FailedPrompt] = []
-    for *row, failed_at, run, of_asset, partition, has_reply in rows:
+    prompts: list[FailedPrompt] = []
+    for *row, failed_at, run, asset_name, partition, has_reply in rows:
         with suppress(DamagedRowError):
             key, failure = to_failure(tuple(row))
-            found.append(FailedPrompt(key, failure, failed_at, Origin(run, of_asset, partition), bool(has_reply)))
-    return found
+            prompts.append(FailedPrompt(key, failure, failed_at, Origin(run, asset_name, partition), bool(has_reply)))
+    return prompts
 
 
 def read_failure_counts(database: Database, *, since: float = 0.0, asset: str | None = None) -> dict[str, int]:
-    """How many prompts have no answer, by reason, the most frequent first; filtered as for `read_failed_prompts`."""
+    """Count prompts without an answer by reason, the most frequent first; filtered as by `read_failed_prompts`."""
     where, values = _failed_where(since, asset)
     sql = f"SELECT f.reason, COUNT(*) FROM ondine.failures AS f {where} GROUP BY f.reason"  # noqa: S608
     counts = {str(reason): int(count) for reason, count in database.read(lambda: database.select(sql, values))}
@@ -248,12 +256,12 @@ def read_failure_counts(database: Database, *, since: float = 0.0, asset: str | 
 
 
 def _failed_where(since: float, asset: str | None) -> tuple[str, list[float | str]]:
-    and_asset, own = _and_asset(asset, f"f.{OF_ASSET}")
-    return f"WHERE f.failed_at >= ? AND {IS_FAILED}{and_asset}", [since, *own]
+    and_asset, asset_value = _and_asset(asset, f"f.{OF_ASSET}")
+    return f"WHERE f.failed_at >= ? AND {IS_FAILED}{and_asset}", [since, *asset_value]
 
 
 def _and_asset(asset: str | None, test: str = OF_ASSET) -> tuple[str, list[str]]:
-    """A further condition of a query, and its parameters: what was asked for `asset`, or for any."""
+    """The end of a query's condition, and its parameters: only rows that were asked for `asset`, if it is given."""
     return ("", []) if asset is None else (f" AND {test}", [clean(asset)])
 
 
@@ -265,16 +273,22 @@ def prune(
     dry_run: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Counter[str]:
-    """Remove what is older than `before`, in small transactions with pauses between them.
+    """Remove rows from before an instant, in small transactions with pauses, so that other processes can write.
 
-    So other processes that write wait for a moment only. One that is broken off has removed a part. What belongs to a
-    batch job that is under way stays.
+    If it is interrupted, a part of the rows is removed. Rows of open batch jobs are kept.
 
-    These are answers and failures from before that instant (in seconds since the epoch), and days of the ledger that
-    ended before it; with `None`, all but the ledger, which explains what a budget was spent on, and batch jobs.
+    Args:
+        database: The database.
+        before: Seconds since the epoch. Answers, failures and replies from before it are removed, days of the ledger
+            that ended before it, jobs that were closed before it, and waits that began before it and wait for no open
+            job. `None` removes all answers, failures and replies; the ledger, which explains what a budget was spent
+            on, and batch jobs are kept.
+        asset: Only rows that were asked for this asset.
+        dry_run: Only count the rows.
+        sleep: Waits for a number of seconds.
 
     Returns:
-        How many rows that are, by table; the jobs are closed, the waits (`job_waits`) wait for none that is under way.
+        Number of rows, by table.
     """
     instant = time.time() if before is None else before
     removed = Counter[str]()
@@ -282,9 +296,9 @@ def prune(
         if dated.table == "ledger" and before is None:
             continue
         limit = day_of(instant) if dated.column == "day" else instant
-        and_asset, own = _and_asset(asset, dated.of_asset)
+        and_asset, asset_value = _and_asset(asset, dated.of_asset)
         old = f"SELECT {list_columns(dated.key)} FROM ondine.{dated.table} WHERE {dated.column} < ?{and_asset}"  # noqa: S608
-        for rows in _read_in_pages(database, old, [limit, *own], dated.key, _KEYS_A_PAGE):
+        for rows in _read_in_pages(database, old, [limit, *asset_value], dated.key, _KEYS_A_PAGE):
             removed[dated.table] += len(rows)
             if not dry_run:
                 began = time.monotonic()
@@ -296,7 +310,7 @@ def prune(
         forget_unused(database, instant)
     if not dry_run and asset is None:
         database.write(lambda: _forget_numbers(database, instant))
-        # Announced by a process of another machine that was killed; a batch job leaves when it is closed.
+        # Runs of killed processes of other machines; a batch job leaves when it is closed.
         database.write(lambda: database.run(_FORGET_RUNS, [instant]))
     return removed
 
@@ -304,9 +318,9 @@ def prune(
 def _read_in_pages(
     database: Database, sql: str, values: Sequence[Any], key: Sequence[str], size: int
 ) -> Iterator[list[Row]]:
-    """The rows of a query in the order of their primary key, some at a time; nothing is held open between two reads.
+    """The rows of a query in the order of their primary key, in pages; each page is a transaction of its own.
 
-    `sql` selects the columns of the primary key, `key`, before others.
+    `sql` selects the columns `key` of the primary key first.
     """
     names, parameters = list_columns(key), ", ".join("?" * len(key))
     end = f"ORDER BY {names} LIMIT {size}"
@@ -319,7 +333,7 @@ def _read_in_pages(
 
 
 def _remove(database: Database, dated: _PrunedTable, limit: float | str, rows: Sequence[Row]) -> None:
-    """Remove rows by their primary keys, unless they were rewritten meanwhile."""
+    """Remove rows by their primary keys, unless they were rewritten since they were read."""
     key = f"({list_columns(dated.key)}) = ({', '.join('?' * len(dated.key))})"
     sql = f"DELETE FROM ondine.{dated.table} WHERE {dated.column} < ? AND {key}"  # noqa: S608
     database.run_many(sql, [(limit, *row) for row in rows])
@@ -327,8 +341,8 @@ def _remove(database: Database, dated: _PrunedTable, limit: float | str, rows: S
 
 def _forget_numbers(database: Database, before: float) -> None:
     for name, numbers in database.select("SELECT name, numbers FROM ondine.numbers"):
-        if name.startswith(_PASSING) and _ended_before(numbers, before):
-            # Unless they have just been changed.
+        if name.startswith(_TEMPORARY) and _ended_before(numbers, before):
+            # Compared with the numbers, which may just have been changed.
             database.run("DELETE FROM ondine.numbers WHERE name = ? AND numbers = ?", [name, numbers])
 
 
@@ -340,8 +354,8 @@ def _ended_before(numbers: bytes, before: float) -> bool:
 
 
 def read_all_answers(database: Database, *, since: float = 0.0, asset: str | None = None) -> Iterator[Row]:
-    """The answers since an instant, and for an asset, in the order of their keys, each a row of `EXPORTED_COLUMNS`."""
-    and_asset, own = _and_asset(asset)
-    # A damaged row may have anything for its time; text and bytes are after every number.
+    """The answers since an instant and for an asset, in the order of their keys, as rows of `EXPORTED_COLUMNS`."""
+    and_asset, asset_value = _and_asset(asset)
+    # If the time of a damaged row is text or bytes, SQLite sorts it after every number, so the row is included.
     sql = f"SELECT {list_columns(EXPORTED_COLUMNS)} FROM ondine.answers WHERE answered_at >= ?{and_asset}"  # noqa: S608
-    return chain.from_iterable(_read_in_pages(database, sql, [since, *own], ["key"], _ANSWERS_A_PAGE))
+    return chain.from_iterable(_read_in_pages(database, sql, [since, *asset_value], ["key"], _ANSWERS_A_PAGE))

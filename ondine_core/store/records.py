@@ -1,7 +1,7 @@
-"""Converts values to rows and rows to values; the caller does so, so that a bad value fails its own call only.
+"""Converts values to rows and rows to values, in the caller, so that a bad value fails only its own request.
 
-Text also comes from providers and may hold what a database refuses (a lone surrogate, a NUL); it is escaped, since a
-paid answer must not be lost over an odd header.
+Text from providers may contain what a database refuses (a lone surrogate, a NUL). It is escaped, so that a paid answer
+is not lost because of an odd header.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ AMOUNT_COLUMNS = (
 
 _KEY_BYTES = 16
 ORIGIN_BYTES = 8
-"""The identities of all calls of a run begin with these."""
+"""The ids of all calls of a run begin with the same bytes, this many."""
 DAY_S = 86400.0
 _PICO = 10**12
 _EPOCH = date(1970, 1, 1).toordinal()
 _MAX_INTEGER = 2**60
-"""No sum of a few such amounts leaves 64 bits."""
+"""Sums of a few such amounts fit into 64 bits."""
 _OPTIONAL_TEXT = (str, type(None))
 _ANSWER_TYPES = frozenset(
     (bytes, bytes, str, int, int, cost, request_id, float) for cost in _OPTIONAL_TEXT for request_id in _OPTIONAL_TEXT
 )
 _FAILURE_TYPES = frozenset((bytes, str, str, str, int, cost) for cost in _OPTIONAL_TEXT)
-"""SQLite keeps a value of any type in a column of any type."""
+"""Checked when a row is read, since SQLite stores a value of any type in a column of any type."""
 
 
 class DamagedRowError(ValueError):
-    """A row that no store wrote so."""
+    """A row that a store cannot have written."""
 
     def __init__(self, key: Key, reason: str) -> None:
         super().__init__(f"{key.hex() if isinstance(key, bytes) else repr(key)} ({reason})")
@@ -67,7 +67,7 @@ class SentRow(NamedTuple):
 
 
 class SettledRows(NamedTuple):
-    """What a settled call adds: to the ledger under `line`, to answers, failures and replies."""
+    """The rows of a settled call: `amounts` of the `line` in the ledger, answers, failures and replies."""
 
     call: bytes
     line: tuple[str, ...]
@@ -78,16 +78,16 @@ class SettledRows(NamedTuple):
 
 
 class Update(NamedTuple):
-    """A step on the numbers of one name."""
+    """A function that replaces the numbers called `name`."""
 
     name: str
     step: Callable[[Numbers | None], Numbers]
 
 
 class Change(NamedTuple):
-    """Any other change within a transaction, made before what else is written in it; `names` are of its numbers.
+    """Any other change, made before all other entries of its transaction; `names` are those of the numbers it changes.
 
-    `work` must not raise, and is called again if the connection breaks before the change is kept.
+    `work` must not raise, and is called again if the connection breaks before the commit.
     """
 
     work: Callable[[Database], Any]
@@ -95,11 +95,15 @@ class Change(NamedTuple):
 
 
 Entry: TypeAlias = SentRow | SettledRows | Update | Change
-"""What one caller wants written."""
+"""One write, requested by one caller."""
 
 
 def to_sent_row(sent: CallStarted) -> SentRow:
-    """The row of a call that is about to leave."""
+    """Convert a call that is about to leave to a row.
+
+    Raises:
+        StoreError: Its maximum cost is implausible.
+    """
     bound = sent.at_most_usd
     if bound is not None and bound * _PICO > _MAX_INTEGER:
         raise StoreError(f"A call of model {sent.model!r} may cost {bound} USD, which is not plausible.")
@@ -117,7 +121,11 @@ def to_sent_row(sent: CallStarted) -> SentRow:
 
 
 def to_settled_rows(settled: CallFinished) -> SettledRows:
-    """The rows of a call whose outcome was seen."""
+    """Convert the outcome of a call to rows.
+
+    Raises:
+        StoreError: Its tokens or its cost are implausible.
+    """
     sent = settled.sent
     usage = settled.usage
     usd = settled.usd
@@ -150,7 +158,11 @@ def to_settled_rows(settled: CallFinished) -> SettledRows:
 
 
 def to_answer(row: Row) -> tuple[Key, Answer]:
-    """The answer in a row of `answers`."""
+    """Convert a row of `answers`.
+
+    Raises:
+        DamagedRowError: The row is damaged.
+    """
     key, values, model, attempts, batch_size, cost, request_id, answered_at = row
     _check_types(row, _ANSWER_TYPES)
     try:
@@ -181,29 +193,29 @@ def _to_usd(key: Key, cost: Any) -> Decimal | None:
 
 
 def split_keys(keys: bytes) -> list[Key]:
-    """The keys in a row of `calls`."""
+    """Split the keys in a row of `calls`."""
     return [keys[at : at + _KEY_BYTES] for at in range(0, len(keys), _KEY_BYTES)]
 
 
 def from_pico(pico_usd: int | Decimal) -> Decimal:
-    """USD from whole pico-dollars."""
+    """Convert pico-dollars to USD."""
     return Decimal(pico_usd).scaleb(-12)
 
 
 def to_usage(tokens: Sequence[int]) -> Usage:
-    """The tokens in a line of the ledger, in the order of its columns."""
-    sent, read, received, thought, written = tokens
-    return Usage(sent, read, received, thought, written)
+    """Convert the tokens of a line of the ledger, in the order of its columns."""
+    input_tokens, cached, output_tokens, reasoning, cache_write = tokens
+    return Usage(input_tokens, cached, output_tokens, reasoning, cache_write)
 
 
 @lru_cache(4096)
 def clean(text: str) -> str:
-    """`text` as both databases take it."""
+    """Escape in `text` what one of the databases refuses."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def clean_origin(origin: Origin) -> tuple[str, str, str]:
-    """Run, asset and partition as both databases take them."""
+    """Run, asset and partition, escaped by `clean`."""
     return clean(origin.run), clean(origin.asset), clean(origin.partition)
 
 
@@ -223,15 +235,28 @@ def _to_answer_row(key: Key, answer: Answer, origin: bytes) -> Row:
 
 
 def _to_failure_row(key: Key, failure: Failure, settled: CallFinished, origin: bytes) -> Row:
-    # The key once more: a failure is kept only if that has no answer which might have been taken.
     cost = None if failure.cost_usd is None else str(failure.cost_usd)
-    took = (clean(failure.model), failure.attempts, cost)
-    row = (key, failure.reason, clean(failure.detail), *took, settled.sent.sent_at, origin)
-    return (*row, key, settled.reuse_since)
+    return (
+        key,
+        failure.reason,
+        clean(failure.detail),
+        clean(failure.model),
+        failure.attempts,
+        cost,
+        settled.sent.sent_at,
+        origin,
+        # For the condition of the statement: a failure is stored only if no answer that could be reused exists.
+        key,
+        settled.reuse_since,
+    )
 
 
 def to_failure(row: Row) -> tuple[Key, Failure]:
-    """The failure in a row of `failures`."""
+    """Convert a row of `failures`.
+
+    Raises:
+        DamagedRowError: The row is damaged.
+    """
     key, reason, detail, model, attempts, cost = row
     _check_types(row, _FAILURE_TYPES)
     return key, Failure(reason, detail, model, attempts, _to_usd(key, cost))
@@ -241,12 +266,12 @@ def _dump(values: Any) -> bytes:
     try:
         return orjson.dumps(values)
     except TypeError:
-        # Integers beyond 64 bits and lone surrogates; the space tells that orjson cannot read them either.
+        # Integers beyond 64 bits and lone surrogates. The space marks text that orjson cannot read either.
         return b" " + json.dumps(values).encode()
 
 
 def to_pico_bound(usd: Decimal | None) -> int | None:
-    """The most that something can cost in whole pico-dollars, rounded up."""
+    """Convert a maximum cost to whole pico-dollars, rounded up."""
     return None if usd is None else _to_pico(usd, ROUND_CEILING)
 
 

@@ -1,7 +1,7 @@
-"""Reservations of budgets for calls in flight: their holders, and how they are settled when a holder has ended.
+"""Lists the budget reservations for calls in flight, and settles those whose holder has ended.
 
-A run does this by itself for a process that it can see has ended. Whether one of another machine, of a container or of
-an earlier boot has ended only a person knows, who says so by the age of its last call.
+Runs settle the reservations of processes that they can see have ended. Whether a process of another machine, of a
+container or of an earlier boot has ended, only the user knows, who gives the age of its last call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NUMBERS = "SELECT name, numbers FROM ondine.numbers ORDER BY name"
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What one process holds of one budget, and when that last changed, in seconds since the epoch."""
+    """What one process holds of one budget, and when this last changed, in seconds since the epoch."""
 
     budget: str
     usd: Decimal
@@ -42,21 +42,21 @@ class Reservation:
 
 
 def list_reservations(database: Database) -> list[Reservation]:
-    """What is held of all budgets."""
+    """The reservations of all budgets."""
     states, jobs = database.read(lambda: (list(_states(database)), read_jobs(database)))
     markers = {job_process(record.job): record.marker for record in jobs}
     return [
-        Reservation(budget_name(name), usd_of(one.units), _holder(one, markers), one.changed_at)
+        Reservation(budget_name(name), usd_of(holding.units), _name_holder(holding, markers), holding.changed_at)
         for name, state in states
-        for one in state.holdings
+        for holding in state.holdings
     ]
 
 
 def settle_reservations(database: Database, before: float | None = None) -> Decimal:
-    """Charge as spent what is held by processes that have ended; returns how much that is, in USD.
+    """Count what ended processes hold as spent; returns how much that is, in USD.
 
-    With `before` (in seconds since the epoch), also what last changed before that instant and is held by a process that
-    cannot be seen from here. What a batch job holds is settled when the job is closed.
+    With `before` (in seconds since the epoch), also holdings that last changed before it, of processes that cannot be
+    seen from here. The holdings of a batch job are settled when the job is closed.
     """
 
     def is_over(holding: Holding) -> bool:
@@ -64,7 +64,7 @@ def settle_reservations(database: Database, before: float | None = None) -> Deci
             return False
         if has_ended(holding.process):
             return True
-        return before is not None and holding.changed_at < before and not _is_near(holding)
+        return before is not None and holding.changed_at < before and not _is_visible(holding)
 
     def step(numbers: Numbers | None) -> Numbers:
         return write_state(settle_holdings(read_state(numbers), is_over))
@@ -79,7 +79,7 @@ def settle_reservations(database: Database, before: float | None = None) -> Deci
 
 
 def budget_name(cell: str) -> str:
-    """The period and the name of a budget, of the name under which its numbers are kept."""
+    """The name and period of a budget, from the name of its numbers."""
     _, period, stamp, name = cell.split(":", 3)
     return " ".join(filter(None, (name, period, stamp)))
 
@@ -90,14 +90,15 @@ def _states(database: Database) -> Iterator[tuple[str, BudgetState]]:
             yield name, read_state(tuple(orjson.loads(numbers)))
 
 
-def _is_near(holding: Holding) -> bool:
+def _is_visible(holding: Holding) -> bool:
+    """Whether this process could see that the holder has ended."""
     return holding.process.host == this_process().host
 
 
-def _holder(holding: Holding, markers: Mapping[Process, str]) -> str:
+def _name_holder(holding: Holding, markers: Mapping[Process, str]) -> str:
     if holding.host == JOB_HOST:
         return f"batch job {markers.get(holding.process, '?')}"
     process = f"process {holding.process.id:.0f}"
     if has_ended(holding.process):
         return f"{process}, which has ended"
-    return f"{process}, running" if _is_near(holding) else f"{process} elsewhere"
+    return f"{process}, running" if _is_visible(holding) else f"{process} elsewhere"

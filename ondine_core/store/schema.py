@@ -1,7 +1,7 @@
 """The tables of a store, as steps from each format to the next; an older store is migrated when it is opened.
 
-Money is kept as whole pico-dollars (1e-12 USD) in 64 bits: list prices are whole numbers of them a token, so sums are
-exact, and one line of the ledger holds up to nine million dollars.
+Money is stored as whole pico-dollars (1e-12 USD) in 64 bits: the price of a token is a whole number of them, so sums
+are exact, and one line of the ledger can hold nine million dollars.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE ondine.failures (
             key BLOB PRIMARY KEY, reason TEXT NOT NULL, detail TEXT NOT NULL, failed_at REAL NOT NULL
         )""",
-        # Calls that left and whose outcome was not seen, or not yet; `keys` are 16 bytes each, without a gap.
+        # Calls that were sent and have no outcome, or none yet; `keys` are 16 bytes each, without a separator.
         """CREATE TABLE ondine.calls (
             call BLOB PRIMARY KEY, run TEXT NOT NULL, asset TEXT NOT NULL, partition TEXT NOT NULL, model TEXT NOT NULL,
             stage TEXT NOT NULL, keys BLOB NOT NULL, sent_at REAL NOT NULL, at_most_pico_usd INTEGER
         )""",
-        # Calls whose outcome was seen, added up; `day` is the date (UTC) on which they left.
+        # Sums of calls with an outcome; `day` is the date (UTC) on which they left.
         """CREATE TABLE ondine.ledger (
             run TEXT NOT NULL, asset TEXT NOT NULL, partition TEXT NOT NULL, model TEXT NOT NULL, stage TEXT NOT NULL,
             outcome TEXT NOT NULL, day TEXT NOT NULL, calls INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
@@ -38,17 +38,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
     ),
     (
-        # What it took to find out; of older failures that is not known.
+        # Unknown for older failures.
         "ALTER TABLE ondine.failures ADD COLUMN model TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE ondine.failures ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE ondine.failures ADD COLUMN cost_usd TEXT",
     ),
     (
-        # Calls whose cost in `pico_usd` is the most that they can have cost; of older ones that is not known.
+        # Calls that are in `pico_usd` at their maximum cost; unknown for older calls.
         "ALTER TABLE ondine.ledger ADD COLUMN at_most_calls INTEGER NOT NULL DEFAULT 0",
     ),
     (
-        # Runs that are asking, and which of their calls has a prompt in flight; see `claims`.
+        # Announced runs, and which of their calls has a prompt in flight; see `claims`.
         """CREATE TABLE ondine.runs (
             run BLOB PRIMARY KEY, question BLOB NOT NULL, lease TEXT NOT NULL, process BLOB NOT NULL,
             joined_at REAL NOT NULL
@@ -57,15 +57,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE ondine.claims (key BLOB PRIMARY KEY, call BLOB NOT NULL, UNIQUE (call, key))",
     ),
     (
-        # Where answers and failures come from; `origin` are the first bytes of the calls of a run. Of older ones that
-        # is not known.
+        # The origins of answers and failures; `origin` are the first bytes of the calls of a run. Unknown for older
+        # answers and failures.
         """CREATE TABLE ondine.origins (
             origin BLOB PRIMARY KEY, run TEXT NOT NULL, asset TEXT NOT NULL, partition TEXT NOT NULL,
             question BLOB NOT NULL, began_at REAL NOT NULL
         )""",
-        # What was asked, without the rows, so that the key of a row can be computed from its text.
+        # Definitions of tasks, from which the key of a row can be computed.
         "CREATE TABLE ondine.definitions (question BLOB PRIMARY KEY, definition BLOB NOT NULL)",
-        # What the model replied to prompts that failed, where a run keeps that.
+        # Replies to prompts that failed, if a run keeps them.
         """CREATE TABLE ondine.replies (
             key BLOB PRIMARY KEY, reply TEXT NOT NULL, kept_at REAL NOT NULL, origin BLOB NOT NULL
         )""",
@@ -73,7 +73,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE ondine.failures ADD COLUMN origin BLOB",
     ),
     (
-        # Batch jobs of providers; the identities of their calls begin with `job`. `owner`, `cells` and `jobs` are JSON.
+        # Batch jobs of providers; the ids of their calls begin with `job`. `owner`, `cells` and `jobs` are JSON.
         """CREATE TABLE ondine.jobs (
             job BLOB PRIMARY KEY, question BLOB NOT NULL, run TEXT NOT NULL, asset TEXT NOT NULL,
             partition TEXT NOT NULL, model TEXT NOT NULL, account TEXT NOT NULL, owner BLOB NOT NULL,
@@ -86,27 +86,28 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             asset TEXT NOT NULL, partition TEXT NOT NULL, first_run TEXT NOT NULL, last_run TEXT NOT NULL,
             jobs BLOB NOT NULL, since REAL NOT NULL, PRIMARY KEY (asset, partition)
         )""",
-        # How the prompts of a request of a job were put together; of a call that is made at once there is nothing.
+        # How the prompts of a request of a job were put together; null for other calls.
         "ALTER TABLE ondine.calls ADD COLUMN batch BLOB",
     ),
 )
-"""`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""
+"""`MIGRATIONS[n]` migrates format `n` to format `n + 1`; format 0 is an empty database."""
 NEWEST = len(MIGRATIONS)
 """The newest format that this version reads."""
 
 
-# A prompt has an answer and a failure when it was asked anew in vain, or when two processes asked it; the later counts.
+# A prompt has both an answer and a failure if it failed when it was asked again, or if two processes asked it. The
+# later of the two is valid.
 IS_ANSWERED = "NOT EXISTS (SELECT 1 FROM ondine.failures AS f WHERE f.key = a.key AND f.failed_at > a.answered_at)"
-"""Whether the row `a` of answers counts."""
+"""Condition: the row `a` of answers is valid."""
 IS_FAILED = "NOT EXISTS (SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key AND a.answered_at >= f.failed_at)"
-"""Whether the row `f` of failures counts."""
+"""Condition: the row `f` of failures is valid."""
 
 
 def migrate(database: Database, *, create: bool = True) -> None:
-    """Bring `database` to the newest format.
+    """Migrate `database` to the newest format.
 
     Raises:
-        StoreError: It is empty and `create` is not set, belongs to something else, or has a newer format.
+        StoreError: It is empty and `create` is not set, belongs to another program, or has a newer format.
     """
     if database.read(lambda: _check(database, create=create)) < NEWEST:
         # Checked again, since another process may have opened it in the meantime.
@@ -114,10 +115,10 @@ def migrate(database: Database, *, create: bool = True) -> None:
 
 
 def check_version(version: int, location: str) -> None:
-    """Refuse tables of a newer format, to which another process may migrate them while they are in use.
+    """Check that the format is not newer than `NEWEST`; another process may migrate tables while they are in use.
 
     Raises:
-        StoreError: The format is newer than `NEWEST`.
+        StoreError: The format is newer.
     """
     if version > NEWEST:
         raise StoreError(

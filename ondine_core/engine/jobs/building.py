@@ -245,7 +245,7 @@ async def discard(context: JobContext, job: bytes) -> None:
     if not records:
         return
     calls = await context.store.read(partial(job_tables.read_calls, job=job))
-    forget = partial(job_tables.discard, job=job, of=("preparing", "creating"))
+    forget = partial(job_tables.discard, job=job, states=("preparing", "creating"))
     if await context.store.change(forget, records[0].cells):
         for call in calls:
             context.requeue(batch_of(call)[0])

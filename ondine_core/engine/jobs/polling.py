@@ -28,7 +28,9 @@ async def ask_status(api: JobApi, store: Store, record: JobRecord, now: float) -
     changes: dict[str, Any] = {"status": status.state, "done": status.done}
     if status.has_ended:
         changes["state"] = "ended"
-    await store.change(partial(job_tables.move, job=record.job, of=("submitted", "ended"), changed_at=now, **changes))
+    await store.change(
+        partial(job_tables.move, job=record.job, states=("submitted", "ended"), changed_at=now, **changes)
+    )
     return status
 
 

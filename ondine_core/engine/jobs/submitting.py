@@ -67,7 +67,7 @@ async def _mark_creating(context: JobContext, new: NewRequests) -> None:
     mark_creating = partial(
         job_tables.move,
         job=new.record.job,
-        of=("preparing", "creating"),
+        states=("preparing", "creating"),
         changed_at=context.run.clock.now(),
         state="creating",
         requests=new.count,
@@ -80,7 +80,7 @@ async def _mark_creating(context: JobContext, new: NewRequests) -> None:
 async def _note_id(context: JobContext, job: bytes, job_id: str) -> None:
     now = context.run.clock.now()
     noted = partial(
-        job_tables.move, job=job, of=("creating", "submitted"), changed_at=now, state="submitted", job_id=job_id
+        job_tables.move, job=job, states=("creating", "submitted"), changed_at=now, state="submitted", job_id=job_id
     )
     await context.store.change(noted)
 
@@ -96,7 +96,7 @@ async def forget_abandoned(store: AnswerStore, now: float) -> None:
         return
     for record in await store.read(job_tables.read_jobs):
         if record.state == "preparing" and _is_abandoned(record, now):
-            await store.change(partial(job_tables.discard, job=record.job, of=("preparing",)), record.cells)
+            await store.change(partial(job_tables.discard, job=record.job, states=("preparing",)), record.cells)
 
 
 async def recover(context: JobContext, record: JobRecord) -> None:
