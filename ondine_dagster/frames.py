@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -35,6 +35,11 @@ class AskedRows:
     task: Task
     report: Report
     error_column: str | None
+
+    def part(self, rows: slice) -> AskedRows:
+        """Consecutive `rows` with their outcomes; the other figures of the report are those of the run."""
+        report = replace(self.report, outcomes=self.report.outcomes.part(rows))
+        return replace(self, frame=self.frame[rows], report=report)
 
 
 def names_of(value: Any) -> tuple[str, ...]:

@@ -62,6 +62,10 @@ class Outcomes(Sequence[RowOutcome]):
         """Why each row was skipped, `None` where it was not."""
         return (row if isinstance(row, Skipped) else None for row in self._rows)
 
+    def part(self, rows: slice) -> Outcomes:
+        """Those of some rows, as the store has them."""
+        return Outcomes(self._rows[rows], self._packed)
+
     def with_others(self, indices: Sequence[int], others: Outcomes) -> Outcomes:
         """These, but at `indices` the outcomes of `others`, in that order."""
         rows = list(self._rows)

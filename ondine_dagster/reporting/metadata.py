@@ -177,17 +177,29 @@ def row_count(context: dg.AssetExecutionContext, rows: int) -> dict[str, int]:
     return {"dagster/partition_row_count": rows} if len(keys) == 1 else {}
 
 
-_ADDED_UP = ("requests", "tokens", "cost_usd", "prompts", "rows_reused", "rows_by")
+_ADDED_UP = (
+    *("requests", "tokens", "cost_usd", "saved_usd", "prompts", "rows_reused", "rows_by"),
+    *("rows_truncated", "rows_sanitized"),
+)
 
 
-def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int, skipped: int) -> dict[str, Any]:
-    """The figures of a partition that has `rows` of a run's rows, `failed` of which failed and `skipped` were skipped.
+def share_of(figures: Mapping[str, Any], rows: slice, rows_total: int, failed: int, skipped: int) -> dict[str, Any]:
+    """The figures of a partition that has `rows` of a run, `failed` of which failed and `skipped` were skipped.
 
     Rows are counted; the spend of the run is divided in proportion to the rows, so that partitions add up to the run.
     """
-    part = rows / rows_total if rows_total else 0.0
+    start: int = rows.start
+    stop: int = rows.stop
+    length, total = stop - start, max(1, rows_total)
+
+    def part(figure: float) -> float:
+        if isinstance(figure, int):
+            # The difference of two whole numbers: shares that are rounded one by one would not add up.
+            return figure * stop // total - figure * start // total
+        return figure * length / total
+
     shared: dict[str, Any] = {
-        name: round(figure * part) if isinstance(figure, int) else figure * part
+        name: part(figure)
         for name, figure in figures.items()
         if isinstance(figure, int | float) and not isinstance(figure, bool) and any(kind in name for kind in _ADDED_UP)
     }
@@ -196,14 +208,13 @@ def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int
         shared["ondine/cost"] = f"{'at most ' if figures.get('ondine/cost_is_upper_bound') else ''}${usd:.4f}"
     cost = [shared["ondine/cost"]] if "ondine/cost" in shared else []
     return shared | {
-        "ondine/summary": summary(rows, failed, skipped, *cost),
-        "dagster/partition_row_count": rows,
-        "ondine/rows_total": rows,
-        "ondine/rows_done": rows,
+        "ondine/summary": summary(length, failed, skipped, *cost),
+        "ondine/rows_total": length,
+        "ondine/rows_done": length,
         "ondine/rows_failed": failed,
         "ondine/rows_skipped": skipped,
-        "ondine/rows_succeeded": rows - failed - skipped,
-        "ondine/error_rate": round(failed / (rows - skipped), 6) if rows > skipped else 0.0,
+        "ondine/rows_succeeded": length - failed - skipped,
+        "ondine/error_rate": round(failed / (length - skipped), 6) if length > skipped else 0.0,
     }
 
 

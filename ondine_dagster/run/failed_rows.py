@@ -15,7 +15,6 @@ import dagster as dg
 
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Column
-from ondine_core.types.values import Failure
 from ondine_dagster.checks.check import Check
 from ondine_dagster.checks.evaluation import check_specs
 from ondine_dagster.frames import FAILED_COLUMNS, AskedRows, column_schema, failed_rows, slices
@@ -84,40 +83,43 @@ def failed_rows_result(
 ) -> dg.MaterializeResult[Any]:
     """The failed rows of a run as the second output of its step."""
     report, table = asked.report, failed_rows(asked.frame, asked.report)
-    failures = list(report.outcomes.failures())
-    not_skipped = [row is None for row in report.outcomes.skipped()]
     added = [Column(name, {"description": description}) for name, description in FAILED_COLUMNS.items()]
     key = context.asset_key_for_output(FAILED_OUTPUT)
-    preview = shown_failures(asked)
-    figures = _figures(failures, sum(not_skipped))
-    metadata = {
-        "ondine/summary": figures["ondine/summary"],
-        **({"ondine/preview": dg.MetadataValue.md(preview)} if preview else {}),
-        **reasons_metadata(report),
-        **figures,
-        **row_count(context, len(table)),
+    metadata: dict[str, Any] = {
         "dagster/column_schema": column_schema(table, added),
         "dagster/column_lineage": lineage(asked.frame.columns, (), (), upstream),
     }
-    for partition, rows in slices(lengths):
-        share = _figures(failures[rows], sum(not_skipped[rows]))
-        share["dagster/partition_row_count"] = share["ondine/rows_failed"]
-        context.add_asset_metadata(share, asset_key=key, partition_key=partition)
+    # Rows with the same prompt share one failure, and evenly what it cost.
+    sharing = Counter(id(failure) for failure in report.outcomes.failures() if failure is not None)
+    if len(lengths) > 1:
+        for partition, rows in slices(lengths):
+            share = _figures(asked.part(rows), sharing)
+            share["dagster/partition_row_count"] = share["ondine/rows_failed"]
+            context.add_asset_metadata(share, asset_key=key, partition_key=partition)
+    else:
+        metadata = {**_figures(asked, sharing), **row_count(context, len(table)), **metadata}
     return dg.MaterializeResult(asset_key=key, value=table.to_native(), metadata=metadata)
 
 
-def _figures(failures: Sequence[Failure | None], asked: int) -> dict[str, Any]:
-    """How many rows failed of those that were not skipped, why, and what that cost."""
-    # Rows with the same prompt share one failure.
-    unique = {id(failure): failure for failure in failures if failure is not None}
-    reasons = Counter(failure.reason for failure in failures if failure is not None)
-    costs = [failure.cost_usd for failure in unique.values()]
+def _figures(asked: AskedRows, sharing: Mapping[int, int]) -> dict[str, Any]:
+    """How many rows failed of those that were not skipped, which, why, and what that cost.
+
+    `sharing` has the number of rows that share a failure, by its id.
+    """
+    outcomes = asked.report.outcomes
+    failures = [failure for failure in outcomes.failures() if failure is not None]
+    skipped = sum(one is not None for one in outcomes.skipped())
+    reasons = Counter(failure.reason for failure in failures)
+    costs = [None if one.cost_usd is None else one.cost_usd / sharing[id(one)] for one in failures]
     usd = None if None in costs else sum(filter(None, costs), Decimal(0))
     cost = [] if usd is None else [f"${usd:.4f}"]
+    preview = shown_failures(asked)
     figures: dict[str, Any] = {
-        "ondine/summary": summary(len(failures), reasons.total(), len(failures) - asked, *cost),
-        "ondine/rows_failed": reasons.total(),
-        "ondine/error_rate": round(reasons.total() / max(1, asked), 6),
+        "ondine/summary": summary(len(outcomes), len(failures), skipped, *cost),
+        **({"ondine/preview": dg.MetadataValue.md(preview)} if preview else {}),
+        **reasons_metadata(asked.report),
+        "ondine/rows_failed": len(failures),
+        "ondine/error_rate": round(len(failures) / max(1, len(outcomes) - skipped), 6),
         **{f"ondine/rows_failed_{reason}": count for reason, count in reasons.items()},
     }
     if usd is not None:

@@ -255,54 +255,78 @@ def _results(
         return
     table = join(asked.frame, asked.report, columns, asked.error_column, enrichment.arguments.model_column)
     figures = run_metadata(asked.report, asked.task.model)
-    metadata = {
-        "ondine/summary": figures["ondine/summary"],
-        **_pictures(enrichment, asked, table, check_context),
-        **reasons_metadata(asked.report),
-        **figures,
+    metadata: dict[str, Any] = {
         **({} if run.rows.unassigned is None else {"ondine/rows_without_partition": run.rows.unassigned}),
-        **row_count(context, len(table)),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
         "dagster/column_lineage": lineage(table.columns, asked.task.prompt.columns, asked.report.columns, upstream),
-        **distribution_metadata(check_context),
     }
-    _share_out(context, figures, run.rows.lengths, check_context, drops_failed=asked.error_column is None)
+    if len(run.rows.lengths) > 1:
+        _share_out(enrichment, run, table, figures, check_context)
+    else:
+        metadata = {
+            "ondine/summary": figures["ondine/summary"],
+            **_shown(enrichment, asked, table, check_context),
+            **figures,
+            **row_count(context, len(table)),
+            **metadata,
+            **distribution_metadata(check_context),
+        }
     yield dg.MaterializeResult(asset_key=key, value=table.to_native(), metadata=metadata, check_results=results)
 
 
-def _pictures(
-    enrichment: Enrichment, asked: AskedRows, table: nw.DataFrame[Any], check_context: CheckContext
-) -> dict[str, dg.MarkdownMetadataValue]:
-    """The first rows, their images, and how values are distributed, as far as there is something to see."""
-    progress, task = asked.report.progress, asked.task
-    images = shown_thumbnails(table, task.prompt, task.schema.names) if enrichment.arguments.thumbnails else None
+def _shown(
+    enrichment: Enrichment,
+    asked: AskedRows,
+    table: nw.DataFrame[Any],
+    check_context: CheckContext,
+    rows: slice = slice(None),
+) -> dict[str, Any]:
+    """The first rows, their images, how values are distributed, and why rows failed, as far as there is any.
+
+    `asked` are those of `rows`, and `table` is what is stored of them.
+    """
+    task, outcomes = asked.task, asked.report.outcomes
+    failed = sum(one is not None for one in outcomes.failures())
+    skipped = sum(one is not None for one in outcomes.skipped())
+    values = {name: column[rows] for name, column in check_context.values.items()}
     found = {
         "ondine/preview": shown_rows(asked, table),
-        "ondine/thumbnails": images,
-        "ondine/plot": distributions(check_context.values, progress.rows_failed, progress.rows_skipped),
+        "ondine/thumbnails": shown_thumbnails(table, task.prompt, task.schema.names)
+        if enrichment.arguments.thumbnails
+        else None,
+        "ondine/plot": distributions(values, failed, skipped),
     }
-    return {name: dg.MetadataValue.md(text) for name, text in found.items() if text is not None}
+    pictures = {name: dg.MetadataValue.md(text) for name, text in found.items() if text is not None}
+    return {**pictures, **reasons_metadata(asked.report)}
 
 
 def _share_out(
-    context: dg.AssetExecutionContext,
+    enrichment: Enrichment,
+    run: _Run,
+    table: nw.DataFrame[Any],
     figures: Mapping[str, Any],
-    lengths: Mapping[str, int],
     check_context: CheckContext,
-    *,
-    drops_failed: bool,
 ) -> None:
-    """Tell of each of several partitions its share; otherwise all would show the figures of the whole run."""
-    if len(lengths) < 2:  # noqa: PLR2004
-        return
-    key, failed = context.asset_key_for_output(), [one is not None for one in check_context.report.outcomes.failures()]
-    for partition, rows in slices(lengths):
-        length, lost = lengths[partition], sum(failed[rows])
-        share = share_of(figures, length, len(failed), lost, length - lost - sum(check_context.there[rows]))
-        share |= distribution_metadata(check_context, rows)
-        if drops_failed:
-            share["dagster/partition_row_count"] = length - lost
-        context.add_asset_metadata(share, asset_key=key, partition_key=partition)
+    """Tell of each of several partitions its rows and its share; otherwise all would show those of the whole run."""
+    context, drops_failed = check_context.step, run.asked.error_column is None
+    first_stored = 0
+    for partition, rows in slices(run.rows.lengths):
+        asked = run.asked.part(rows)
+        length = rows.stop - rows.start
+        failed = asked.report.failures.total()
+        stored = length - failed if drops_failed else length
+        skipped = length - failed - sum(check_context.there[rows])
+        share = share_of(figures, rows, len(run.asked.frame), failed, skipped)
+        metadata = {
+            "ondine/summary": share["ondine/summary"],
+            **_shown(enrichment, asked, table[first_stored : first_stored + stored], check_context, rows),
+            **figures,
+            **share,
+            "dagster/partition_row_count": stored,
+            **distribution_metadata(check_context, rows),
+        }
+        context.add_asset_metadata(metadata, asset_key=context.asset_key_for_output(), partition_key=partition)
+        first_stored += stored
 
 
 def _selected_checks(context: dg.AssetExecutionContext, enrichment: Enrichment) -> Mapping[str, Check]:

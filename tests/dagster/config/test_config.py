@@ -456,6 +456,35 @@ def test_row_count_of_a_partition_is_that_of_its_stored_rows(
     assert not any("dagster/row_count" in metadata for metadata in found.values())  # a table of all partitions has more
 
 
+@pytest.mark.parametrize("on_row_error", ["null", "drop"])
+def test_partition_of_a_run_of_several_shows_its_own_rows_and_failures(
+    instance: dg.DagsterInstance, on_row_error: str
+) -> None:
+    """Not those of the whole run; and the calls of all partitions add up to those of the run."""
+    texts = {"2026-01-01": ["one", "again"], "2026-01-02": ["junk", "two"], "2026-01-03": ["three", "again"]}
+
+    @llm_asset(**ARGUMENTS, partitions_def=DAYS, on_row_error=on_row_error, failed_rows=True)
+    def ranged() -> dict[str, pd.DataFrame]:
+        return {day: pd.DataFrame({"text": found}) for day, found in texts.items()}
+
+    llm = ScriptedModel({"junk": "no JSON", "": {"loud": "HEY"}})
+    tags = {"dagster/asset_partition_range_start": "2026-01-01", "dagster/asset_partition_range_end": "2026-01-03"}
+    job = dg.Definitions(assets=[ranged], resources={"llm": llm, "io_manager": Memory()})
+    result = job.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, tags=tags)
+    made = {(event.asset_key.path[-1], event.partition): event for event in result.get_asset_materialization_events()}
+    calls = 0
+    for day, found in texts.items():
+        shown, failed = (made[name, day].materialization.metadata for name in ("ranged", "ranged_failed"))
+        preview = str(shown["ondine/preview"].value)
+        stored = {text for text in found if text != "junk" or on_row_error == "null"}
+        assert {text for text in ("one", "two", "three", "again", "junk") if text in preview} == stored
+        for metadata in (shown, failed):
+            assert ("ondine/failures" in metadata) == ("junk" in found)
+        assert ("ondine/rows_failed_invalid" in failed) == ("ondine/preview" in failed) == ("junk" in found)
+        calls += shown["ondine/requests"].value
+    assert calls == len(llm.calls) == 8
+
+
 def test_partition_without_a_table_has_no_part_of_the_figures(instance: dg.DagsterInstance) -> None:
     """An IO manager that finds nothing for a day leaves it out of the mapping; the day then shows no cost of others."""
 
