@@ -16,9 +16,9 @@ from ondine_core.providers.anthropic_request import (
     find_anthropic_address,
     find_anthropic_key,
     fixed_fields,
+    further_headers,
     may_force_tool,
     message_body,
-    plain_headers,
     structure_of,
 )
 from ondine_core.providers.finish_reasons import finish_kind
@@ -49,7 +49,7 @@ def connect_anthropic(spec: ModelSpec, name: str) -> ChatModel:
 
 def anthropic_endpoint(spec: ModelSpec) -> Endpoint:
     """The address to which messages are posted, and the headers that identify the caller."""
-    headers = constant(find_anthropic_key(spec)), plain_headers(spec)
+    headers = constant(find_anthropic_key(spec)), further_headers(spec)
     return Endpoint(find_anthropic_address(spec), spec.max_call_s, *headers, _ADVICE)
 
 

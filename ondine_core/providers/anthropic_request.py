@@ -9,7 +9,6 @@ included, is always sent, since the API requires it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -24,6 +23,7 @@ from ondine_core.providers.settings import (
     check_header,
     check_root,
     check_settings,
+    extra_headers,
     first_set,
     request_fields,
     setting_of,
@@ -61,12 +61,6 @@ def find_anthropic_address(spec: ModelSpec) -> str:
     return f"{root}/v1/messages"
 
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
-"""A token of RFC 9110, section 5.6.2, in lower case."""
-_CLIENT_HEADERS = ("content-length", "transfer-encoding", "x-request-id")
-"""Headers that the client writes itself."""
-
-
 def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
     """The header that identifies the caller; empty for a `base_url` without a key."""
     own_key = api_key_of(spec)
@@ -83,23 +77,11 @@ def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def plain_headers(spec: ModelSpec) -> Mapping[str, str]:
-    """The headers of every call that are not secret: the version of the API, and `extra_headers` of the settings."""
-    extra = spec.settings.get("extra_headers") or {}
-    if not isinstance(extra, Mapping):
-        raise ConfigError(f"settings: extra_headers={extra!r} is not a mapping of names to values.")
-    headers = {"anthropic-version": str(spec.settings.get("api_version") or _API_VERSION)}
-    headers |= {str(name).lower(): str(value) for name, value in extra.items()}
-    keys = [name.lower() for name in find_anthropic_key(spec)]
-    for name, value in headers.items():
-        if name in keys:
-            raise ConfigError(f"settings: extra_headers: the header {name!r} has the key; set api_key instead.")
-        if name in _CLIENT_HEADERS:
-            raise ConfigError(f"settings: extra_headers: the header {name!r} differs from call to call; leave it out.")
-        if not _HEADER_NAME.fullmatch(name):
-            raise ConfigError(f"settings: extra_headers: {name!r} is not the name of a header.")
-        check_header(f"extra_headers[{name!r}]", value)
-    return headers
+def further_headers(spec: ModelSpec) -> Mapping[str, str]:
+    """The headers of every call beside the key: the version of the API, and those of the settings."""
+    version = str(spec.settings.get("api_version") or _API_VERSION)
+    check_header("api_version", version)
+    return {"anthropic-version": version, **extra_headers(spec, find_anthropic_key(spec))}
 
 
 # -- fields --------------------------------------------------------------------------------------------------------

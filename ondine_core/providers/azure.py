@@ -11,16 +11,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
 from ondine_core.errors import ConfigError, FatalError, TransientError
-from ondine_core.providers.azure_credentials import Access, Credential, choose_access
+from ondine_core.providers.azure_credentials import KEY_HEADERS, Access, Credential, choose_access
 from ondine_core.providers.http_client import Endpoint
 from ondine_core.providers.openai_http import OpenAIModel
 from ondine_core.providers.openai_servers import check_offered
 from ondine_core.providers.request_form import RequestForm, check_temperature, limit_field_of
-from ondine_core.providers.settings import check_address, check_settings, first_set
+from ondine_core.providers.settings import check_address, check_settings, extra_headers, first_set
 from ondine_core.providers.strict_schema import SchemaSubset
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
@@ -35,6 +35,7 @@ _SETTINGS = (
     "api_version",
     "base_model",
     "client_id",
+    "extra_headers",
     "managed_identity",
     "token_limit_field",
     "region",
@@ -63,6 +64,7 @@ def connect_azure(
     - `managed_identity`: `True` to call as the identity of this host; `client_id` names a user-assigned one.
     - `ad_token`: a token fetched beforehand; by default the variable AZURE_OPENAI_AD_TOKEN.
     - `regions`: endpoint by name of region; `region` (or AZURE_OPENAI_REGION) is asked first, by default the first.
+    - `extra_headers`: further headers, such as `Ocp-Apim-Subscription-Key` of a gateway.
     - `base_model`: what is deployed, as in `gpt-4o-mini`; from it come price, context window and parameter names.
     - `token_limit_field`: what `max_output_tokens` is sent as, `"max_tokens"` or `"max_completion_tokens"`.
 
@@ -77,7 +79,7 @@ def connect_azure(
 
     def model_at(root: str) -> OpenAIModel:
         url = f"{root}/{path}/chat/completions?api-version={quote(version)}"
-        endpoint = Endpoint(url, spec.max_call_s, access.headers, advice=access.advice)
+        endpoint = Endpoint(url, spec.max_call_s, access.headers, deployment.headers, access.advice)
         return OpenAIModel(endpoint, spec, fixed, deployment.form)
 
     models = {region: model_at(root) for region, root in deployment.roots.items()}
@@ -92,6 +94,7 @@ class Deployment:
     """
 
     access: Access
+    headers: Mapping[str, str] = field(repr=False)
     version: str
     form: RequestForm
     roots: Mapping[str, str]
@@ -121,7 +124,8 @@ def find_deployment(
     if any((urlsplit(endpoint).hostname or "").endswith(_OWN_HOSTS) for endpoint in endpoints.values()):
         check_offered(spec, "Azure")
     roots = {region: _root(endpoint) for region, endpoint in endpoints.items()}
-    return Deployment(access, version, _form(spec, name, version), roots)
+    headers = extra_headers(spec, KEY_HEADERS)
+    return Deployment(access, headers, version, _form(spec, name, version), roots)
 
 
 def _form(spec: ModelSpec, name: str, version: str) -> RequestForm:

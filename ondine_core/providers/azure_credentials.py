@@ -18,6 +18,7 @@ from ondine_core.providers.http_errors import ADVICE, quotable
 from ondine_core.providers.settings import api_key_of, check_header, first_set
 from ondine_core.types.values import Call, ModelSpec
 
+KEY_HEADERS = ("api-key", "authorization")
 _SCOPE = "https://cognitiveservices.azure.com/.default"
 _TOKEN, _KEY = ("AZURE_OPENAI_AD_TOKEN",), ("AZURE_OPENAI_API_KEY",)
 _ROLE = "'Cognitive Services OpenAI User'"
@@ -93,6 +94,8 @@ def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[
     if key:
         check_header("api_key", key)
         return Access(constant({"api-key": key}), _ADVICE_FOR_KEY, api_key=key)
+    if settings.get("extra_headers"):  # a gateway's key
+        return Access(constant({}), _ADVICE_FOR_KEY)
     raise ConfigError(
         f"model={spec.model!r} has no access to Azure OpenAI; configure one of three ways: settings "
         "managed_identity=true (with client_id if it is user-assigned); settings ad_token or the variable "

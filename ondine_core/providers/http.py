@@ -54,7 +54,7 @@ class HttpModel:
         self._body, self._read = body, read
         self._max_reply_bytes, self._wall = max_reply_bytes, wall
         self._client = HttpClient(max_reply_bytes, endpoint.resolve)
-        self._headers = {"content-type": "application/json", **endpoint.plain_headers}
+        self._headers = {"content-type": "application/json", **endpoint.headers}
         self._proxy = proxy_for(endpoint.url)
         # A call that never connected cost nothing, so connecting has a time-out of its own, which is shorter and exact.
         connect_s = min(CONNECT_TIMEOUT_S, endpoint.timeout_s * _CONNECT_SHARE)
@@ -80,7 +80,7 @@ class HttpModel:
         try:
             response = await self._post(body, {_REQUEST_ID: own_id, **secret}, until)
             if response.status != _OK:
-                failure = response_error(response, call, _values(secret), self._to)
+                failure = response_error(response, call, self._endpoint.find_secrets(secret), self._to)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = transport_error(error, self._to)
         if failure:
@@ -90,7 +90,7 @@ class HttpModel:
         except ProviderError:
             raise
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise no_answer_error(response, call, _values(secret), self._to) from error
+            raise no_answer_error(response, call, self._endpoint.find_secrets(secret), self._to) from error
         header_id = response.headers.get("x-request-id") or response.headers.get("request-id", "")
         # A header may hold bytes that are not text, which the store could not keep.
         request_id = header_id.encode("ascii", "ignore").decode() or reply.request_id
@@ -149,8 +149,3 @@ class HttpModel:
     def _is_of_another_call(self, own_id: str, echo: str | None) -> bool:
         """Whether a server that echoes our request ids has echoed the id of another call."""
         return echo is not None and self._id_prefix in echo and own_id not in echo
-
-
-def _values(secret: Mapping[str, str]) -> list[str]:
-    """The secrets in headers, without `Bearer` and the like."""
-    return [value.rpartition(" ")[2] for value in secret.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from ondine_core.providers.settings import check_header
 
 CONNECT_TIMEOUT_S = 15.0
 HEADERS: Mapping[str, str] = {"accept": "application/json", "accept-encoding": "identity"}
+_SECRET_NAME = re.compile("auth|cookie|credential|key|passw|secret|token")
+_MIN_SECRET = 8
+"""The fewest characters of a secret: `5` in `x-max-tokens` is none."""
 
 SecretHeaders: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
 """Returns the headers of the next request whose values are secrets, such as a token that expires."""
@@ -49,7 +53,7 @@ class Endpoint:
         url: The address, or the root of the addresses.
         timeout_s: Seconds that one request may take in all.
         secret_headers: Headers whose values are secrets.
-        plain_headers: Further headers of every request; their names are in lower case.
+        headers: Further headers of every request; their names are in lower case.
         advice: Statuses after which no request succeeds, and what to do about each.
         resolve: Looks host names up; it may block.
     """
@@ -57,7 +61,7 @@ class Endpoint:
     url: str
     timeout_s: float
     secret_headers: SecretHeaders = constant({})
-    plain_headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     advice: Mapping[int, str] = field(default_factory=lambda: ADVICE)
     resolve: Resolve = socket.getaddrinfo
 
@@ -65,6 +69,15 @@ class Endpoint:
     def address(self) -> Address:
         """What errors say about the server."""
         return Address(urlsplit(self.url).netloc.rpartition("@")[2], self.timeout_s, self.advice)
+
+    def find_secrets(self, secret_headers: Mapping[str, str]) -> list[str]:
+        """What errors must not show, without `Bearer` and the like.
+
+        This is the values of `secret_headers`, and of further headers with names such as `helicone-auth`.
+        """
+        named = [value for name, value in self.headers.items() if _SECRET_NAME.search(name)]
+        secrets = [value.rpartition(" ")[2] for value in named if len(value) >= _MIN_SECRET]
+        return [*secrets, *(value.rpartition(" ")[2] for value in secret_headers.values())]
 
 
 class HttpClient:

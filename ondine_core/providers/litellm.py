@@ -47,8 +47,8 @@ from ondine_core.providers.request_form import RequestForm
 from ondine_core.providers.settings import (
     api_key_of,
     check_address,
-    check_header,
     check_settings,
+    extra_headers,
     first_set,
     setting_of,
 )
@@ -118,14 +118,13 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
     if reserved:
         name = reserved[0]
         raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")
+    extra_headers(spec, ())
     if spec.base_url is not None:
         check_address(spec.base_url)
     return _LiteLLM(spec, _key(spec), name)
 
 
 def _key(spec: ModelSpec) -> str | None:
-    for name, value in (spec.settings.get("extra_headers") or {}).items():
-        check_header(f"extra_headers[{name!r}]", str(value))
     own_key = api_key_of(spec)
     if own_key:
         return own_key

@@ -31,7 +31,8 @@ def connect_openai(spec: ModelSpec, name: str) -> ChatModel:
     """Connect the model `name` of a server in the table of `openai_servers`."""
     access = find_access(spec, name)
     root = access.base_url.rstrip("/")
-    endpoint = Endpoint(f"{root}/chat/completions", spec.max_call_s, bearer(access.api_key), advice=chat_advice(root))
+    url, key = f"{root}/chat/completions", bearer(access.api_key)
+    endpoint = Endpoint(url, spec.max_call_s, key, access.headers, chat_advice(root))
     return OpenAIModel(endpoint, spec, {"model": name}, access.form)
 
 

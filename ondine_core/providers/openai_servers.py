@@ -15,11 +15,18 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.anthropic_request import find_anthropic_address
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import RequestForm, Structure, check_temperature, limit_field_of
-from ondine_core.providers.settings import api_key_of, check_root, check_settings, first_set, setting_of
+from ondine_core.providers.settings import (
+    api_key_of,
+    check_root,
+    check_settings,
+    extra_headers,
+    first_set,
+    setting_of,
+)
 from ondine_core.providers.strict_schema import ALL, SchemaSubset
 from ondine_core.types.values import ModelSpec
 
-_SETTINGS = ("token_limit_field", "structured_output")
+_SETTINGS = ("extra_headers", "structured_output", "token_limit_field")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +89,11 @@ SERVERS: Mapping[str, Server] = {
 
 @dataclass(frozen=True, slots=True)
 class ServerAccess:
-    """The address and key of a model, and the form of requests until the server refuses a part of it."""
+    """The address, key and further headers of a model, and the form of requests until the server refuses a part."""
 
     base_url: str
     api_key: str | None = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
     form: RequestForm
 
 
@@ -111,7 +119,8 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
     # At OpenAI itself all models know max_completion_tokens, and some only that.
     limit_field = limit_field_of(spec, name, is_renamed=is_openai)
     form = RequestForm(_structure(spec, server), server.subset, limit_field)
-    return ServerAccess(base_url, _key(spec, server), form)
+    key = _key(spec, server)
+    return ServerAccess(base_url, key, extra_headers(spec, ("authorization",) if key else ()), form)
 
 
 def check_offered(spec: ModelSpec, provider: str) -> None:

@@ -22,6 +22,7 @@ Choice = TypeVar("Choice", bound=str)
 _EXTRA_BODY = "extra_body"
 _LIMIT = "max_output_tokens (settings token_limit_field chooses what it is sent as)"
 _RESERVED_FIELDS = {
+    "extra_headers": "settings extra_headers",
     "max_completion_tokens": _LIMIT,
     "max_tokens": _LIMIT,
     "messages": "the prompt",
@@ -33,6 +34,10 @@ _RESERVED_FIELDS = {
     "timeout": "timeout_s",
 }
 """Request fields that users cannot set, and where each comes from. The first two and `n` bound the cost of a call."""
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+"""A token of RFC 9110, section 5.6.2, in lower case."""
+_HEADERS_OF_A_CALL = ("content-length", "transfer-encoding", "x-request-id")
+"""Headers that the client writes itself."""
 _NUMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "max_output_tokens": (lambda value: is_whole(value, 1), "a whole number of at least 1"),
     "timeout_s": (is_positive, "a number of seconds, more than 0"),
@@ -120,6 +125,29 @@ def check_header(name: str, value: str) -> None:
         if not " " <= character <= "~":
             kind = "a line end" if character in "\r\n" else f"the character U+{ord(character):04X}"
             raise ConfigError(f"{name} has {kind} at position {position} of {len(value)}; check how it was copied.")
+
+
+def extra_headers(spec: ModelSpec, key_headers: Collection[str]) -> dict[str, str]:
+    """The headers in the settings of `spec`, with names in lower case; `key_headers` are those that have the key."""
+    extra = spec.settings.get("extra_headers") or {}
+    if not isinstance(extra, Mapping):
+        raise ConfigError(
+            f"settings: extra_headers is a {type(extra).__name__}; it must be a mapping of names to texts."
+        )
+    headers: dict[str, str] = {}
+    for given, value in extra.items():
+        name = str(given).lower()
+        if name in map(str.lower, key_headers):
+            raise ConfigError(f"settings: extra_headers: the header {name!r} has the key; set api_key instead.")
+        if name in _HEADERS_OF_A_CALL:
+            raise ConfigError(f"settings: extra_headers: the header {name!r} differs from call to call; leave it out.")
+        if not _HEADER_NAME.fullmatch(name):
+            raise ConfigError(f"settings: extra_headers: {name!r} is not the name of a header.")
+        if not isinstance(value, str):
+            raise ConfigError(f"settings: extra_headers[{name!r}] is a {type(value).__name__}; it must be a text.")
+        check_header(f"extra_headers[{name!r}]", value)
+        headers[name] = value
+    return headers
 
 
 def first_set(variables: tuple[str, ...]) -> str | None:

@@ -8,7 +8,7 @@ import resource
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -577,6 +577,28 @@ def test_results_in_a_file_store_are_fetched_without_the_key() -> None:
         (reply,) = asyncio.run(read())
     assert isinstance(reply.outcome, Reply)
     assert [b"sk-very-secret" in head for head in heads] == [True, True, False]
+
+
+def test_further_headers_are_in_the_requests_about_jobs(server: JobServer) -> None:
+    """A gateway in front of a batch API wants its key, too."""
+    heads: list[bytes] = []
+
+    def script(connection: Connection) -> None:
+        while head := connection.read_head():
+            heads.append(head.lower())
+            connection.send(http_reply(b'{"id":"b","status":"in_progress"}'))
+
+    async def look(spec: ModelSpec) -> None:
+        api = connect_jobs(spec)
+        with suppress(TransientError):
+            await api.get_status("b")
+        await api.aclose()
+
+    with RawServer(script) as raw:
+        settings = {"extra_headers": {"Helicone-Auth": "Bearer of-the-gateway"}}
+        asyncio.run(look(replace(spec_for(server), base_url=raw.base_url, settings=settings)))
+    assert heads
+    assert all(b"helicone-auth: bearer of-the-gateway" in head for head in heads)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b'"text"', b"not JSON", b"[" * 3000 + b"]" * 3000, b'{"status": 5}'])

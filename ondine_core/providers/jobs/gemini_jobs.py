@@ -66,7 +66,7 @@ class GeminiJobs(JobAdapter):
         self._config, self._form = _fixed_config(spec, name), access.form
         self._name, self._version = name, version or "/v1beta"
         check_header("api_key", key)
-        endpoint = Endpoint(root, spec.max_call_s, constant({"x-goog-api-key": key} if key else {}))
+        endpoint = Endpoint(root, spec.max_call_s, constant({"x-goog-api-key": key} if key else {}), access.headers)
         http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens))
         super().__init__(http, fingerprint(key, root), spec.max_call_s + LATE_S)
 

@@ -183,7 +183,7 @@ class JobHttp:
         url, plain, query = request.path, request.headers, request.params
         if not request.is_elsewhere:
             url = f"{self._endpoint.url}{request.path}"
-            plain, query = {**self._endpoint.plain_headers, **plain}, {**self._query, **query}
+            plain, query = {**self._endpoint.headers, **plain}, {**self._query, **query}
         return await self._client.send(
             request.method,
             url,
@@ -200,8 +200,8 @@ class JobHttp:
             return JobLostError(
                 f"{self.to.host!r} replied {response.status}: this key finds no {request.missing} (any more)."
             )
-        secrets = [value.rpartition(" ")[2] for value in secret.values()]
-        failure = response_error(response, NO_CALL if self._is_quotable else None, secrets, self.to)
+        secrets, call = self._endpoint.find_secrets(secret), NO_CALL if self._is_quotable else None
+        failure = response_error(response, call, secrets, self.to)
         if not request.creates:
             return failure
         if TOO_MUCH_QUEUED.search(str(failure)):

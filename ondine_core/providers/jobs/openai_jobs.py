@@ -112,7 +112,7 @@ def connect_openai_jobs(spec: ModelSpec, name: str) -> JobApi:
     if dialect.is_mistral:
         dialect = replace(dialect, job_fields={**dialect.job_fields, "model": name})
     write = partial(ChatWriter(spec, {} if dialect.is_mistral else {"model": name}, root).write, form=access.form)
-    endpoint = Endpoint(root, spec.max_call_s, bearer(key), advice=chat_advice(root))
+    endpoint = Endpoint(root, spec.max_call_s, bearer(key), access.headers, chat_advice(root))
     http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens))
     return _OpenAIJobs(dialect, write, http, fingerprint(key or "", root))
 
@@ -267,7 +267,7 @@ class AzureJobs(_OpenAIJobs):
         self._access, root = deployment.access, next(iter(deployment.roots.values()))
         write = partial(ChatWriter(spec, {"model": name}, root).write, form=deployment.form)
         url = f"{root}/v1" if deployment.is_versionless else root
-        endpoint = Endpoint(url, spec.max_call_s, self._access.headers, advice=self._access.advice)
+        endpoint = Endpoint(url, spec.max_call_s, self._access.headers, deployment.headers, self._access.advice)
         http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens), query={"api-version": deployment.version})
         super().__init__(_DIALECTS["azure"], write, http, fingerprint(self._access.api_key or "", root))
 

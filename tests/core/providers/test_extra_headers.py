@@ -1,0 +1,115 @@
+"""Further headers: of gateways, organizations and betas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ondine_core import Call, ConfigError, FatalError, ModelSpec
+from ondine_core.providers import connect
+from ondine_core.types.values import Message
+from tests.support.anthropic_provider import AnthropicProvider
+from tests.support.asking import one_call
+from tests.support.azure_provider import AzureProvider
+from tests.support.provider import Provider, error
+
+KEY = "sk-1234567890"
+GATEWAY_KEY = "the gateway's own 0123456789"
+EXTRA = {"X-Team": "data", "Ocp-Apim-Subscription-Key": GATEWAY_KEY}
+CALL = Call((Message("user", "Repeat: hello"),))
+SERVERS: dict[str, type[Provider]] = {
+    "openai/small": Provider,
+    "openai_compatible/small": Provider,
+    "azure/small": AzureProvider,
+    "anthropic/claude-haiku-4-5": AnthropicProvider,
+}
+
+
+def spec_for(model: str, provider: Provider, **fields: Any) -> ModelSpec:
+    address = provider.base_url if SERVERS[model] is Provider else provider.base_url.removesuffix("/v1")
+    return ModelSpec(model, base_url=address, **{"api_key": KEY, "settings": {"extra_headers": EXTRA}, **fields})
+
+
+def headers_of(provider: Provider) -> dict[str, str]:
+    (request,) = provider.ledger.requests
+    return {name.lower(): value for name, value in request.headers.items()}
+
+
+@pytest.mark.parametrize("model", SERVERS)
+def test_headers_of_the_settings_are_in_each_request(model: str) -> None:
+    """Beside the key."""
+    with SERVERS[model]() as provider:
+        one_call(connect(spec_for(model, provider)), call=CALL)
+    headers = headers_of(provider)
+    assert headers["x-team"] == "data"
+    assert headers["ocp-apim-subscription-key"] == GATEWAY_KEY
+    assert KEY in "".join(headers.get(name, "") for name in ("authorization", "api-key", "x-api-key"))
+
+
+@pytest.mark.parametrize("model", SERVERS)
+def test_key_in_a_further_header_is_masked(model: str) -> None:
+    """A gateway that repeats it does not put it into a log; other headers may be quoted."""
+    message = f"The header ocp-apim-subscription-key: {GATEWAY_KEY} of team data is not valid."
+    with (
+        SERVERS[model](fault=error(401, message)) as provider,
+        pytest.raises(FatalError, match="of team data") as caught,
+    ):
+        one_call(connect(spec_for(model, provider)), call=CALL)
+    assert "0123456789" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", SERVERS)
+def test_header_may_be_the_only_key(model: str) -> None:
+    """A gateway of one's own may have the provider's key."""
+    with SERVERS[model]() as provider:
+        one_call(connect(spec_for(model, provider, api_key=None)), call=CALL)
+    assert not {"authorization", "api-key", "x-api-key"} & headers_of(provider).keys()
+
+
+def test_authorization_is_free_without_a_key() -> None:
+    """As for a server behind basic authentication."""
+    basic = {"extra_headers": {"Authorization": "Basic dXNlcjpwYXNz"}}
+    with Provider() as provider:
+        one_call(connect(spec_for("openai/small", provider, api_key=None, settings=basic)), call=CALL)
+    assert headers_of(provider)["authorization"] == "Basic dXNlcjpwYXNz"
+
+
+@pytest.mark.parametrize("model", [*SERVERS, "gemini/gemini-2.5-flash"])
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("x", "extra_headers is a str; it must be a mapping of names to texts"),
+        ({"x-team": 5}, r"extra_headers\['x-team'\] is a int; it must be a text"),
+        ({"x": "a\nb"}, "has a line end"),
+        ({"x: y": "a"}, "'x: y' is not the name of a header"),
+        ({"X-Request-Id": "mine"}, "'x-request-id' differs from call to call"),
+        ({"Content-Length": "3"}, "'content-length' differs from call to call"),
+        ({"Transfer-Encoding": "x"}, "'transfer-encoding' differs from call to call"),
+    ],
+)
+def test_header_that_cannot_be_sent_is_refused(model: str, extra: Any, message: str) -> None:
+    """When the model is connected."""
+    with pytest.raises(ConfigError, match=message):
+        connect(ModelSpec(model, KEY, "http://127.0.0.1:9", settings={"extra_headers": extra}))
+
+
+@pytest.mark.parametrize(
+    ("model", "header"),
+    [
+        ("openai/small", "Authorization"),
+        ("azure/small", "Api-Key"),
+        ("anthropic/claude-haiku-4-5", "X-API-Key"),
+    ],
+)
+def test_second_key_is_refused(model: str, header: str) -> None:
+    """The header of the key is the key's."""
+    with pytest.raises(ConfigError, match=f"the header '{header.lower()}' has the key; set api_key instead"):
+        connect(ModelSpec(model, KEY, "http://127.0.0.1:9", settings={"extra_headers": {header: "another"}}))
+
+
+@pytest.mark.parametrize("model", SERVERS)
+def test_headers_in_params_are_refused(model: str) -> None:
+    """OpenAI's package has them there; here params are fields of the body."""
+    with pytest.raises(ConfigError, match=r"'extra_headers' .* it follows from settings extra_headers"):
+        connect(ModelSpec(model, KEY, "http://127.0.0.1:9", params={"extra_headers": EXTRA}))
