@@ -272,7 +272,7 @@ def test_call_without_a_schema_has_no_format_instructions(monkeypatch: pytest.Mo
     [
         ({"structured_output": "xml"}, "'xml' is not one of 'json_schema', 'json_object', 'words'"),
         ({"structured_ouput": "words"}, "Did you mean 'structured_output'"),
-        ({"api_version": "1"}, "knows no 'api_version'; valid are structured_output"),
+        ({"api_version": "1"}, "knows no 'api_version'; valid are extra_headers, structured_output"),
     ],
 )
 def test_unknown_setting_is_refused_with_the_valid_ones(settings: dict[str, Any], message: str) -> None:
