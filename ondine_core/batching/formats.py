@@ -13,12 +13,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import starmap
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape, quoteattr
 
 import orjson
 
+from ondine_core.errors import ConfigError
+from ondine_core.types.field_types import check_types
 from ondine_core.types.values import Json
 
 RowFormatName: TypeAlias = Literal["json", "jsonl", "csv", "xml"]
@@ -47,6 +49,22 @@ class RowFormat:
     read: Callable[[str], list[dict[str, Json]] | None]
     structured: bool = False
     typed: bool = True
+
+    def __post_init__(self) -> None:
+        check_types(self, ConfigError)
+        try:
+            self.ask.format(example="")
+        except (LookupError, ValueError) as error:
+            raise ConfigError(
+                f"ask={self.ask!r} cannot be filled: {{example}} is its only placeholder; double other braces."
+            ) from error
+
+    def write_text(self, records: Sequence[Record]) -> str:
+        """`records` as `write` writes them."""
+        text: Any = self.write(records)
+        if not isinstance(text, str):
+            raise ConfigError(f"write of the RowFormat {self.name!r} returned a {type(text).__name__}, not a text.")
+        return text
 
 
 def _write_json(records: Sequence[Record]) -> str:

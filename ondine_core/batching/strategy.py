@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import orjson
 
@@ -31,6 +32,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.prompts.task import Task
 from ondine_core.providers.reply_text import strip_fence
 from ondine_core.providers.wire_text import storable_text
+from ondine_core.types.field_types import check_types
 from ondine_core.types.values import Batch, Call, Item, Message
 
 
@@ -51,10 +53,21 @@ class BatchStrategy:
     decode: Callable[[Batch, str, Task], Mapping[int, str] | None] = field(repr=False)
     carried: Callable[[Item, Task], str] = field(default=lambda item, _task: item.text, repr=False)
 
+    def __post_init__(self) -> None:
+        check_types(self, ConfigError)
+
 
 def encode(strategy: BatchStrategy, batch: Batch, task: Task) -> Call:
-    """The call that asks for all items of `batch`, with the images and documents that it refers to."""
-    call = strategy.encode(batch, task)
+    """The call that asks for all items of `batch`, with the images and documents that it refers to.
+
+    Raises:
+        ConfigError: The strategy, which may be the user's own, returned something else than a call with messages.
+    """
+    call: Any = strategy.encode(batch, task)
+    if not isinstance(call, Call):
+        raise ConfigError(f"encode of the strategy {strategy.name!r} returned a {type(call).__name__}, not a Call.")
+    if not call.messages or not all(isinstance(message, Message) for message in call.messages):
+        raise ConfigError(f"encode of the strategy {strategy.name!r} returned a Call without messages of Message(...).")
     if not task.prompt.media_columns:
         return call
     media = dict(task.prompt.example_media)
@@ -125,7 +138,7 @@ def _encode(row_format: RowFormat, batch: Batch, task: Task) -> Call:
     items = [item_record(task, number, item) for number, item in zip(_ids(batch), batch.items, strict=True)]
     note = f"\n{_COMPLAINT.format(batch.complaint)}" if batch.complaint else ""
     schema = reply_schema(task) if row_format.structured else None
-    return Call((*fixed, Message("user", row_format.write(items) + note)), schema, fixed[0].content)
+    return Call((*fixed, Message("user", row_format.write_text(items) + note)), schema, fixed[0].content)
 
 
 @lru_cache(maxsize=16)
@@ -138,7 +151,7 @@ def _fixed_part(row_format: RowFormat, task: Task) -> tuple[Message, ...]:
         instruction = f'Do for each item ({{{prompt.columns[0]}}}: its "{THE_COLUMN}"):\n{prompt.hoisted}'
     else:
         instruction = f"Do for each item ({{column}}: its data):\n{prompt.hoisted}"
-    example = row_format.write([{name_id(task): _EXAMPLE_ID, **dict.fromkeys(fields, "...")}])
+    example = row_format.write_text([{name_id(task): _EXAMPLE_ID, **dict.fromkeys(fields, "...")}])
     instruction += f"\n{row_format.ask.format(example=example)}"
     described = {name: kind for name, kind in fields.items() if kind != ANY_TEXT}
     if described and not row_format.structured:
@@ -151,8 +164,8 @@ def _fixed_part(row_format: RowFormat, task: Task) -> tuple[Message, ...]:
         for number, (row, _) in enumerate(prompt.examples, 1)
     ]
     answers = [answer_record(task, number, text) for number, (_, text) in enumerate(prompt.examples, 1)]
-    shown = orjson.dumps({"answers": answers}).decode() if row_format.structured else row_format.write(answers)
-    return Message("system", system), Message("user", row_format.write(items)), Message("assistant", shown)
+    shown = orjson.dumps({"answers": answers}).decode() if row_format.structured else row_format.write_text(answers)
+    return Message("system", system), Message("user", row_format.write_text(items)), Message("assistant", shown)
 
 
 def _decode(row_format: RowFormat, batch: Batch, text: str, task: Task) -> Mapping[int, str] | None:
@@ -182,7 +195,7 @@ def _decode(row_format: RowFormat, batch: Batch, text: str, task: Task) -> Mappi
 
 
 def _carried(row_format: RowFormat, item: Item, task: Task) -> str:
-    return row_format.write([item_record(task, 1, item)])
+    return row_format.write_text([item_record(task, 1, item)])
 
 
 def strategy_for(row_format: RowFormat) -> BatchStrategy:

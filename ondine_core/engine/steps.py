@@ -122,13 +122,9 @@ def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_r
     answer = read_answer(reply, task.model.max_output_tokens, "".join(item.text for item in batch.items))
     if isinstance(answer, Failure):
         return shrink(batch, answer, max_repairs)
-    try:
-        texts = strategy.decode(batch, answer, task)
-    except Exception as error:  # noqa: BLE001  (a strategy of the user's may raise any error)
-        detail = f"the strategy {strategy.name!r} raised {type(error).__name__} for the reply"
-        return shrink(batch, Failure("invalid", detail), max_repairs)
-    if texts is None:
-        return shrink(batch, Failure("invalid", "the reply cannot be read"), max_repairs)
+    texts = _split(batch, answer, task, strategy)
+    if isinstance(texts, Failure):
+        return shrink(batch, texts, max_repairs)
     answers, unanswered = [], []
     for number, item in enumerate(batch.items, 1):
         values = task.schema.parse(texts[number]) if number in texts else Invalid("the reply has no single answer")
@@ -148,6 +144,19 @@ def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_r
     rest = Batch(items, 0, batch.attempt)
     parsed = shrink(rest, Failure("invalid", f"{reasons[0]} (asked {batch.attempt} times)"), max_repairs)
     return parsed._replace(answers=tuple(answers))
+
+
+def _split(batch: Batch, answer: str, task: Task, strategy: BatchStrategy) -> Mapping[int, str] | Failure:
+    """The text of each answer by its place in the batch, or why none can be read; the strategy may be the user's."""
+    try:
+        texts: Any = strategy.decode(batch, answer, task)
+    except Exception as error:  # noqa: BLE001  (a strategy of the user's may raise any error)
+        return Failure("invalid", f"the strategy {strategy.name!r} raised {type(error).__name__} for the reply")
+    if texts is None:
+        return Failure("invalid", "the reply cannot be read")
+    if not isinstance(texts, Mapping) or not all(isinstance(text, str) for text in texts.values()):
+        return Failure("invalid", f"the strategy {strategy.name!r} returned something else than texts by place")
+    return texts
 
 
 _MAX_REASONS = 3

@@ -4,15 +4,23 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core import Options, Policy, ScriptedModel, enrich
-from ondine_core.batching.formats import RowFormatName
-from ondine_core.batching.strategy import ONE_PER_CALL, STRATEGIES, BatchStrategy, explain_fallback, find_strategy
+from ondine_core import Options, Policy, Report, ScriptedModel, enrich, enrich_sync
+from ondine_core.batching.formats import RowFormat, RowFormatName
+from ondine_core.batching.strategy import (
+    ONE_PER_CALL,
+    STRATEGIES,
+    BatchStrategy,
+    explain_fallback,
+    find_strategy,
+    strategy_for,
+)
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Output
 from ondine_core.prompts.task import Task
@@ -204,3 +212,44 @@ def test_user_defined_strategy() -> None:
     assert isinstance(bad, Failure)
     # Calls of 5, 5 and 3; the last cannot be read and comes again as 1 and 2, and the 2 as 1 and 1.
     assert len(model.calls) == 3 + 2 + 2
+
+
+def enrich_with(strategy: BatchStrategy, model: ScriptedModel) -> Report:
+    """Four rows in one call."""
+    options = Options(policy=Policy(strategy=strategy, batch_size=4))
+    table = {"review": ["word1", "word2", "word3", "word4"]}
+    return enrich_sync(table, prompt="Mood of: {review}", output={"mood": str}, model=model, options=options)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (replace(LINES, encode=lambda *_: None), "encode of the strategy 'lines' returned a NoneType, not a Call"),
+        (replace(LINES, encode=lambda *_: Call(())), "a Call without messages of Message"),
+        (replace(LINES, encode=lambda *_: Call(({"role": "user"},))), "a Call without messages of Message"),
+        (
+            strategy_for(RowFormat("own", "{example}", lambda _: b"", list)),
+            "write of the RowFormat 'own' returned a bytes,",
+        ),
+    ],
+)
+def test_strategy_that_writes_no_call_is_an_error_in_words(strategy: BatchStrategy, message: str) -> None:
+    """Before any call is made."""
+    model = ScriptedModel(mood_of, max_batch_size=None)
+    with pytest.raises(ConfigError, match=message):
+        enrich_with(strategy, model)
+    assert model.calls == []
+
+
+@pytest.mark.parametrize("read", [[], True, {1: {"mood": "x"}}, {1: None}, {1: b"x"}], ids=str)
+def test_strategy_that_reads_something_else_than_texts_has_read_nothing(read: Any) -> None:
+    """Its rows are asked again, in the end alone, and each has its own answer."""
+    report = enrich_with(replace(LINES, decode=lambda *_: read), ScriptedModel(mood_of, max_batch_size=None))
+    assert report.column("mood") == ["word1", "word2", "word3", "word4"]
+
+
+@pytest.mark.parametrize("ask", ["{lines}", "{", "{}"])
+def test_instruction_of_a_format_that_cannot_be_filled_is_refused(ask: str) -> None:
+    """When the format is made."""
+    with pytest.raises(ConfigError, match=r"\{example\} is its only placeholder"):
+        RowFormat("own", ask, str, list)

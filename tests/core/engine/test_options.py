@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ondine_core import (
+    BatchStrategy,
     BudgetLimit,
     Clock,
     ConfigError,
@@ -29,6 +30,7 @@ from ondine_core import (
     open_store,
     preset,
 )
+from ondine_core.batching.formats import RowFormat
 from ondine_core.limits.budget import Budget
 from ondine_core.limits.rate_limiter import RateLimiter
 from ondine_core.preprocessing.cleaning import truncate
@@ -95,6 +97,11 @@ CALLED_WITH: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
     "Origin": (lambda **given: Options(origin=Origin(**{"run": "r", **given})), {"run": 5, "partition": None}),
     "Clock": (lambda **given: Options(clock=Clock(**given)), {"now": 5, "rng": 5}),
     "Policy": (Policy, {"strategy": "json"}),
+    "RowFormat": (
+        lambda **given: RowFormat(**{"name": "own", "ask": "{example}", "write": str, "read": str, **given}),
+        {"ask": None, "write": "json"},
+    ),
+    "BatchStrategy": (partial(BatchStrategy, "own", encode=print, decode=print), {"carried": "x"}),
     "BudgetLimit": (partial(BudgetLimit, Decimal(1)), {"name": ["a"]}),
     "Price": (partial(Price, *[Decimal(0)] * 3), {"beyond": (5,), "per_request": None}),
     "MediaOptions": (MediaOptions, {"root": 5, "pages": 3}),
