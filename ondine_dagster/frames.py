@@ -71,8 +71,11 @@ def is_only_numbered(frame: nw.DataFrame[Any]) -> bool:
     return isinstance(index, pd.RangeIndex) and (index.start, index.step, index.name) == (0, 1, None)
 
 
-def checked_frame(value: Any) -> nw.DataFrame[Any]:
-    """`value` as a frame that can be enriched and joined, which is seen before anything is paid."""
+def checked_frame(value: Any, place: str = "") -> nw.DataFrame[Any]:
+    """`value` as a frame that can be enriched and joined, which is seen before anything is paid.
+
+    Errors name its `place`, if it is one of several tables.
+    """
     from narwhals.exceptions import DuplicateError
 
     try:
@@ -80,14 +83,14 @@ def checked_frame(value: Any) -> nw.DataFrame[Any]:
         names = list(frame.columns)
     except TypeError:
         raise ConfigError(
-            f"The asset function returned a {type(value).__name__}, which is not a table; "
+            f"The asset function returned a {type(value).__name__}{place}, which is not a table; "
             "return a pandas, polars or pyarrow frame (collect lazy ones)."
         ) from None
     except DuplicateError as error:
-        raise ConfigError(f"The rows have two columns of one name: {error}") from None
+        raise ConfigError(f"The rows{place} have two columns of one name: {error}") from None
     odd = [name for name in names if not isinstance(name, str)]
     if odd:
-        raise ConfigError(f"The rows have a column named {odd[0]!r}, which is not a text; rename it.")
+        raise ConfigError(f"The rows{place} have a column named {odd[0]!r}, which is not a text; rename it.")
     return frame
 
 
@@ -109,21 +112,31 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame
             "There is no table for any of the partitions. If they have no rows, return an empty frame with the columns "
             "of the rows."
         )
-    frames = {key: checked_frame(table) for key, table in found.items()}
+    frames = {key: checked_frame(table, f" for the partition {key!r}") for key, table in found.items()}
     # An empty partition often has columns of other types, or no columns.
-    filled = [frame for frame in frames.values() if len(frame)] or list(frames.values())
+    filled = {key: frame for key, frame in frames.items() if len(frame)} or frames
     try:
-        columns = filled[0].columns
+        columns = next(iter(filled.values())).columns
         # Their order may differ from partition to partition.
-        whole = nw.concat([frame.select(columns) if set(frame.columns) == set(columns) else frame for frame in filled])
-        if all(map(is_only_numbered, filled)):
+        ordered = [frame.select(columns) if set(frame.columns) == set(columns) else frame for frame in filled.values()]
+        whole = nw.concat(ordered)
+        if all(map(is_only_numbered, filled.values())):
             whole = nw.maybe_reset_index(whole)
     except Exception as error:
         raise ConfigError(
-            f"The rows of {len(found)} partitions do not fit together ({type(error).__name__}); "
+            f"The rows of {len(found)} partitions do not fit together ({type(error).__name__}){_difference(filled)}; "
             "return frames of one kind with the same columns."
         ) from error
     return whole, {key: len(frames.get(key, ())) for key in keys}
+
+
+def _difference(frames: Mapping[str, nw.DataFrame[Any]]) -> str:
+    """Which of the frames is not like the first one, by kind and columns, or else by types, if there is one."""
+    names = {key: (frame.implementation, set(frame.columns)) for key, frame in frames.items()}
+    types = {key: dict(frame.schema) for key, frame in frames.items()}
+    first = next(iter(frames))
+    other = next((key for traits in (names, types) for key in frames if traits[key] != traits[first]), None)
+    return "" if other is None else f": those of {other!r} differ from those of {first!r}"
 
 
 def filtered(frame: nw.DataFrame[Any], mask: list[bool]) -> nw.DataFrame[Any]:

@@ -228,7 +228,16 @@ def test_columns_of_partitions_may_be_in_any_order(make: Callable[..., Any]) -> 
         (lambda: rows_by_partition(pd.DataFrame({"at": [7]}), "at", DAILY, ["2026-01-05"]), r"ISO 8601 text \(int\)"),
         (lambda: joined({"x": pd.DataFrame()}, ["a", "b"]), "no table for any.*return an empty frame"),
         (lambda: joined({}, []), "no table for any.*return an empty frame"),
-        (lambda: joined({"a": pd.DataFrame(), "b": pl.DataFrame()}, ["a", "b"]), "do not fit together"),
+        (
+            lambda: joined({"a": pd.DataFrame(), "b": pl.DataFrame()}, ["a", "b"]),
+            "those of 'b' differ from those of 'a'",
+        ),
+        (
+            lambda: joined(
+                {day: pl.DataFrame({"n": [one]}) for day, one in {"a": 1, "b": 2, "c": "3"}.items()}, ["a", "b", "c"]
+            ),
+            "do not fit together.*those of 'c' differ from those of 'a'",
+        ),
     ],
 )
 def test_rows_that_cannot_be_assigned_are_an_error(act: Callable[[], Any], message: str) -> None:

@@ -221,7 +221,7 @@ def test_unknown_partition_key_is_refused(key: str) -> None:
 
 
 def test_upstream_value_that_is_no_table_is_refused() -> None:
-    """Also in a mapping."""
+    """Also in a mapping, with the name of its partition."""
 
     @llm_asset(name="teams", partitions_def=DAILY, **COLUMNS)
     def teams(tickets: Any) -> Any:  # noqa: ARG001
@@ -229,7 +229,9 @@ def test_upstream_value_that_is_no_table_is_refused() -> None:
 
     result = run(teams, WEEK[:1], "2026-01-04")
     (failed,) = (event for event in result.all_events if event.is_step_failure)
-    assert "returned a list, which is not a table" in str(failed.event_specific_data.error)
+    assert "returned a list for the partition '2026-01-04', which is not a table" in str(
+        failed.event_specific_data.error
+    )
 
 
 def test_polars_frames_with_an_empty_day() -> None:
