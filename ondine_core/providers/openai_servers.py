@@ -17,6 +17,7 @@ from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import RequestForm, Structure, check_temperature, limit_field_of
 from ondine_core.providers.settings import (
     api_key_of,
+    check_header,
     check_root,
     check_settings,
     extra_headers,
@@ -40,6 +41,7 @@ class Server:
         structure: How its models are held to a schema; `None` if the price list says it for each model.
         needs_key: Whether it requires a key.
         subset: The part of JSON schema that its strict mode supports.
+        headers: Variables that may hold the value of a header, and the header of each.
     """
 
     base_url: str | None
@@ -48,13 +50,22 @@ class Server:
     structure: Structure | None = "json_schema"
     needs_key: bool = True
     subset: SchemaSubset = ALL
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 _TOGETHER = ("TOGETHER_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHERAI_API_KEY", "TOGETHER_AI_TOKEN")
 _FIREWORKS = ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY", "FIREWORKS_AI_TOKEN")
 
+# As OpenAI's package does: for a key of several organizations, they decide which of them pays.
+_OPENAI_HEADERS = {"OPENAI_ORG_ID": "openai-organization", "OPENAI_PROJECT_ID": "openai-project"}
+
 SERVERS: Mapping[str, Server] = {
-    "openai": Server("https://api.openai.com/v1", ("OPENAI_API_KEY",), ("OPENAI_BASE_URL", "OPENAI_API_BASE")),
+    "openai": Server(
+        "https://api.openai.com/v1",
+        ("OPENAI_API_KEY",),
+        ("OPENAI_BASE_URL", "OPENAI_API_BASE"),
+        headers=_OPENAI_HEADERS,
+    ),
     # Its schemas (https://ai.google.dev/api/caching#Schema) lack these keywords; they are put into descriptions.
     "gemini": Server(
         "https://generativelanguage.googleapis.com/v1beta/openai",
@@ -120,7 +131,8 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
     limit_field = limit_field_of(spec, name, is_renamed=is_openai)
     form = RequestForm(_structure(spec, server), server.subset, limit_field)
     key = _key(spec, server)
-    return ServerAccess(base_url, key, extra_headers(spec, ("authorization",) if key else ()), form)
+    headers = {**_own_headers(spec, server), **extra_headers(spec, ("authorization",) if key else ())}
+    return ServerAccess(base_url, key, headers, form)
 
 
 def check_offered(spec: ModelSpec, provider: str) -> None:
@@ -172,6 +184,17 @@ def _key(spec: ModelSpec, server: Server) -> str | None:
     if key is None and server.needs_key:
         raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {' or '.join(server.keys)}.")
     return key
+
+
+def _own_headers(spec: ModelSpec, server: Server) -> dict[str, str]:
+    """The headers of the environment, which go to the provider only."""
+    headers: dict[str, str] = {}
+    for variable, header in server.headers.items():
+        value = first_set((variable,))
+        if value is not None and spec.base_url is None:
+            check_header(variable, value)
+            headers[header] = value
+    return headers
 
 
 def _structure(spec: ModelSpec, server: Server) -> Structure:

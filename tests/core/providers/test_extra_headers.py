@@ -67,6 +67,25 @@ def test_header_may_be_the_only_key(model: str) -> None:
     assert not {"authorization", "api-key", "x-api-key"} & headers_of(provider).keys()
 
 
+@pytest.mark.parametrize(("model", "own_address"), [("openai/m", True), ("openai/m", False), ("groq/m", True)])
+def test_organization_of_the_environment_goes_to_openai_only(
+    model: str, own_address: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with OpenAI's package, it decides who pays; the settings override it."""
+    variables = {"OPENAI_ORG_ID": "org-1", "OPENAI_PROJECT_ID": "proj-1", "GROQ_API_KEY": KEY, "OPENAI_API_KEY": KEY}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with Provider() as provider:
+        for name in ("OPENAI_BASE_URL", "GROQ_API_BASE"):
+            monkeypatch.setenv(name, provider.base_url)
+        address = None if own_address else provider.base_url
+        settings = {"extra_headers": {"OpenAI-Project": "proj-2"}}
+        one_call(connect(ModelSpec(model, base_url=address, settings=settings)), call=CALL)
+    headers = headers_of(provider)
+    assert headers.get("openai-organization") == ("org-1" if own_address and model == "openai/m" else None)
+    assert headers["openai-project"] == "proj-2"
+
+
 def test_authorization_is_free_without_a_key() -> None:
     """As for a server behind basic authentication."""
     basic = {"extra_headers": {"Authorization": "Basic dXNlcjpwYXNz"}}
