@@ -1,1 +1,1 @@
-"""What happens to a row before it is rendered: cleaning, truncation, PII replacement."""
+"""Changes rows before they are rendered: cleaning, truncation, replacement of personal data, reading of media."""

@@ -1,7 +1,7 @@
-"""Preprocessing of a row before it is rendered: it is cleaned, then sanitized.
+"""Preprocesses a row before it is rendered: cleans it, then sanitizes it.
 
-Both change what is asked, so an answer is kept under the text that they leave. They are pure: a row that is prepared
-again gives the same, so what was taken out of it need not be kept until its answer is there.
+Both change the prompt, so an answer is stored under the changed text. Both are pure: preparing a row again gives the
+same result, so data removed from a row need not be kept until its answer arrives.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ondine_core.types.values import Json
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """The steps that clean the texts of each row, in order, and what is taken out of it then."""
+    """The steps that clean the texts of each row, in order, and the sanitizer that follows them."""
 
     steps: tuple[Step, ...] = ()
     sanitizer: Sanitizer | None = None
@@ -32,12 +32,12 @@ class Preprocessing:
 
     @property
     def identity(self) -> str:
-        """A text that changes when rows are prepared differently; the code of a user's function is not in it."""
+        """A text that changes if rows are prepared differently, except by the code of a user's function."""
         return f"{self}; {dict(self.sanitizer.patterns) if self.sanitizer else ''}"
 
     @property
     def restores(self) -> bool:
-        """Whether answers are to have back what was taken out of their rows."""
+        """Whether placeholders in answers are replaced by the data of their rows."""
         return self.sanitizer is not None and self.sanitizer.mode == "placeholder"
 
 
@@ -50,31 +50,31 @@ class PreprocessedRow(Sanitized):
 
 @dataclass(slots=True)
 class PreprocessStats:
-    """How many rows were truncated and sanitized so far, and how often each rule of the sanitizer found something."""
+    """The numbers of rows truncated and sanitized so far, and of matches by rule of the sanitizer."""
 
     rows_truncated: int = 0
     rows_sanitized: int = 0
     found: Counter[str] = field(default_factory=Counter)
 
     def note(self, row: PreprocessedRow) -> None:
-        """Count one row more."""
+        """Count a row."""
         self.rows_truncated += row.truncated
         self.rows_sanitized += bool(row.found)
         self.found.update(row.found)
 
 
 def find_preprocessing(clean: Clean | str, sanitize: Sanitize | None) -> Preprocessing | None:
-    """What a user wants done to each row; `None` for nothing."""
+    """Compile the user's settings; `None` if rows stay as they are."""
     preparation = Preprocessing(find_steps(clean), find_sanitizer(sanitize))
     return None if preparation == Preprocessing() else preparation
 
 
 def prepare(row: Mapping[str, Any], preparation: Preprocessing) -> PreprocessedRow:
-    """`row` cleaned and sanitized; only texts are cleaned.
+    """Clean the texts of `row` and sanitize it.
 
     Raises:
-        TypeError: A step of the user's returned no text.
-        Exception: Whatever such a step raises.
+        TypeError: A step of the user's returned something else than a text.
+        Exception: Any error of such a step.
     """
     row, truncated = _clean_row(row, preparation)
     if preparation.sanitizer is None:
@@ -84,7 +84,7 @@ def prepare(row: Mapping[str, Any], preparation: Preprocessing) -> PreprocessedR
 
 
 def prepare_example(row: Mapping[str, Any], answer: Json, preparation: Preprocessing) -> tuple[Mapping[str, Any], Json]:
-    """An example's input and answer, as if it were a row: what is taken out of one is called the same in the other."""
+    """Prepare the input and the answer of an example together, so equal data get the same placeholder in both."""
     cleaned, _ = _clean_row(row, preparation)
     if preparation.sanitizer is None:
         return cleaned, answer
@@ -93,11 +93,11 @@ def prepare_example(row: Mapping[str, Any], answer: Json, preparation: Preproces
     return whole, whole.pop(_ANSWER)
 
 
-_ANSWER = "\0"  # no column is called so
+_ANSWER = "\0"  # no column has this name
 
 
 def _clean_row(row: Mapping[str, Any], preparation: Preprocessing) -> tuple[Mapping[str, Any], bool]:
-    """`row` cleaned, and whether a text in it was truncated."""
+    """The cleaned row, and whether a text in it was truncated."""
     if not preparation.steps:
         return row, False
     cleaned = {name: _clean(value, preparation) for name, value in row.items()}
@@ -105,7 +105,7 @@ def _clean_row(row: Mapping[str, Any], preparation: Preprocessing) -> tuple[Mapp
 
 
 def _clean(value: Any, preparation: Preprocessing) -> tuple[Any, bool]:
-    """`value` cleaned, and whether it was truncated."""
+    """The cleaned value, and whether it was truncated."""
     if isinstance(value, BYTES):
         value = decode(value)
     if not isinstance(value, str):
@@ -118,18 +118,18 @@ def _clean(value: Any, preparation: Preprocessing) -> tuple[Any, bool]:
         if isinstance(step, Truncation) and value != before:
             truncated = True
             if preparation.sanitizer is not None:
-                value = _without_part_of_datum(before, value, step.mark, preparation.sanitizer)
+                value = _without_cut_datum(before, value, step.mark, preparation.sanitizer)
     return value, truncated
 
 
-_BEHIND = 400
-"""Characters behind a cut in which a datum may end that begins before it."""
+_MAX_DATUM = 400
+"""Characters behind a cut within which a datum that begins before the cut must end."""
 
 
-def _without_part_of_datum(text: str, cut: str, mark: str, sanitizer: Sanitizer) -> str:
-    """`cut`, which ends before a datum of `text` that was cut in two, since no rule would find its first part."""
+def _without_cut_datum(text: str, cut: str, mark: str, sanitizer: Sanitizer) -> str:
+    """`cut` without the first part of a datum of `text` that was cut in two, as no rule would find that part."""
     end = len(cut) - len(mark)
-    for span in find(text[: end + _BEHIND], sanitizer.chosen):
+    for span in find(text[: end + _MAX_DATUM], sanitizer.chosen):
         if span.start < end < span.end:
             return text[: span.start].rstrip() + mark
     return cut

@@ -1,7 +1,7 @@
-"""Cleaning of texts before they are asked about: markup, invisible characters, blanks, length.
+"""Cleans texts of rows: markup, invisible characters, blanks, length.
 
 Steps are functions from text to text, applied in the order in which they are written; by default there are none. A row
-is cleaned before it is sanitized and rendered, so its answer is kept under the cleaned text, and rows that differ in
+is cleaned before it is sanitized and rendered, so its answer is stored under the cleaned text, and rows that differ in
 markup only are asked once.
 """
 
@@ -39,7 +39,7 @@ __all__ = [
 Step: TypeAlias = Callable[[str], str]
 
 Clean: TypeAlias = Sequence[str | Mapping[str, Any] | Step]
-"""How a user writes steps: names, functions, and `{"truncate": 500}` where a step takes arguments."""
+"""How a user writes steps: names, functions, and `{"truncate": 500}` for a step with arguments."""
 
 _STEPS: Mapping[str, Step] = {
     "unicode": normalize_unicode,
@@ -53,15 +53,15 @@ _STEPS: Mapping[str, Step] = {
 
 
 def find_steps(clean: Clean | str) -> tuple[Step, ...]:
-    """The steps that a user means, in order."""
-    given = [clean] if isinstance(clean, str | Mapping) or callable(clean) else clean
-    if not isinstance(given, Sequence):
+    """The functions for the steps that a user wrote, in order."""
+    steps = [clean] if isinstance(clean, str | Mapping) or callable(clean) else clean
+    if not isinstance(steps, Sequence):
         raise ConfigError(f"clean={clean!r}; give a list of steps, such as ['html', 'whitespace'].")
-    return tuple(map(_find, given))
+    return tuple(map(_find, steps))
 
 
 def name_of(step: Step) -> str:
-    """What a step is called, its arguments included, for people and for code versions."""
+    """The name of a step, with its arguments, for people and for code versions."""
     for name, known in _STEPS.items():
         if known is step:
             return name
@@ -75,8 +75,8 @@ def _find(step: Any) -> Step:
     match step:
         case str() if step in _STEPS:
             return _STEPS[step]
-        case {"truncate": given, **others} if not others:
-            arguments = given if isinstance(given, Mapping) else {"max_tokens": given}
+        case {"truncate": value, **others} if not others:
+            arguments = value if isinstance(value, Mapping) else {"max_tokens": value}
             try:
                 return truncate(**arguments)
             except TypeError:

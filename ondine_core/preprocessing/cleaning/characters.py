@@ -1,4 +1,4 @@
-"""Characters that do not belong into a question: those that cannot be seen, and too many of those that can."""
+"""Cleans characters: forms of one character, invisible ones, and repeated blanks and punctuation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 
 _UNSAFE_LENGTH = 1000
 _MARKS_IN_A_ROW = 30
-"""As Unicode's stream-safe text format has it (UAX #15); sorting them takes time by the square of their number."""
+"""The limit of Unicode's stream-safe text format (UAX #15); sorting marks takes time by the square of their number."""
 _JOINER = "\N{COMBINING GRAPHEME JOINER}"
 
 
 def normalize_unicode(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
-    """One way to write each character: `NFC` composes accents, `NFKC` also makes `ﬁ` and `①` of letters and digits."""
+    """`text` with one form of each character: `NFC` composes accents, `NFKC` also writes `ﬁ` as `fi` and `①` as `1`."""
     if text.isascii():
         return text
     return unicodedata.normalize(form, _stream_safe(text) if len(text) > _UNSAFE_LENGTH else text)
@@ -31,18 +31,18 @@ def _stream_safe(text: str) -> str:
 
 
 _LINE_ENDS = re.compile("\r\n?|[\u0085\u2028\u2029]")
-# Controls, soft hyphens, marks of direction, byte-order marks, and the tags that hide ASCII from the eye.
+# Controls, soft hyphens, marks of direction, byte-order marks, and tags, which are invisible ASCII.
 _CONTROLS = re.compile(
     "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
-# Persian and the scripts of India spell with joiners, and pictographs are put together with them.
+# Joiners are part of words in Persian and the scripts of India, and of composed pictographs.
 _STRAY_JOINERS = re.compile("(?<![\u0600-\u0dff\u200d\u2190-\u2bff\ufe0f\U0001f000-\U0001faff])[\u200c\u200d]+")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def strip_control(text: str) -> str:
-    """`text` without invisible characters, except line feeds and tabs; half a character pair becomes `�`."""
+    """`text` without invisible characters, except line feeds and tabs; a lone surrogate becomes `�`."""
     text = _CONTROLS.sub("", _LINE_ENDS.sub("\n", text))
     return text if text.isascii() else _SURROGATES.sub("\ufffd", _STRAY_JOINERS.sub("", text))
 
@@ -53,7 +53,7 @@ _EMPTY_LINES = re.compile(r"\n{3,}")
 
 
 def collapse_whitespace(text: str) -> str:
-    """Runs of blanks as one space, at most one empty line in a row, and neither at the ends."""
+    """`text` with one space for each run of blanks and at most one empty line in a row, and neither at the ends."""
     return _EMPTY_LINES.sub("\n\n", _BLANK_ENDS.sub("\n", _BLANKS.sub(" ", text))).strip()
 
 
@@ -61,5 +61,5 @@ _REPEATED = re.compile(r"([!?,;])\1+|([^\w\s])\2{3,}")
 
 
 def collapse_punctuation(text: str) -> str:
-    """`!!!!` as `!`, and any other mark that comes more than three times in a row three times."""
+    """`text` with `!` for `!!!!`, also of `?,;`, and at most three of any other mark in a row."""
     return _REPEATED.sub(lambda run: run[1] or run[2] * 3, text)

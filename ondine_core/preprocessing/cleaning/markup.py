@@ -1,8 +1,7 @@
 """Extracts text from HTML and from Markdown.
 
 The parser of the standard library takes hours for a megabyte of `<a ` and raises for `<![<`, so tags are found here, in
-time proportional to the text. Only the name of an HTML element makes a tag: `<3`, `a < b` and `<alice@example.com>`
-stay.
+time proportional to the text. A tag has the name of an HTML element: `<3`, `a < b` and `<alice@example.com>` stay.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _EMPTY_LINES = re.compile(r"\n{3,}")
 
 
 def strip_html(text: str) -> str:
-    """`text` without HTML: a line feed for a block, a space for a cell, entities decoded, scripts and styles gone."""
+    """`text` without HTML: a line feed for a block, a space for a cell, entities decoded, no scripts and styles."""
     if "<" in text:
         pieces = list(_between_tags(text))
         if len(pieces) > 1:
@@ -49,11 +48,11 @@ def strip_html(text: str) -> str:
 
 
 def _between_tags(text: str) -> Iterator[str]:
-    """The pieces of `text` between its tags, and what stands for these."""
+    """The pieces of `text` between its tags, and the replacement of each tag."""
     find_end = partial(_find_end, text, set())
-    kept = at = 0
-    while tag := _OPEN.search(text, at):
-        at = tag.end()
+    kept = position = 0
+    while tag := _OPEN.search(text, position):
+        position = tag.end()
         name = (tag["name"] or "").lower()
         if name and name not in _ELEMENTS:
             continue
@@ -61,31 +60,38 @@ def _between_tags(text: str) -> Iterator[str]:
         if end is None:
             continue
         yield text[kept : tag.start()]
-        yield "\n" if name in _BLOCKS else " " if name in _CELLS else ""
-        kept = at = end
+        if name in _BLOCKS:
+            yield "\n"
+        elif name in _CELLS:
+            yield " "
+        kept = position = end
     yield text[kept:]
 
 
 def _find_end(text: str, missing: set[str], tag: re.Match[str]) -> int | None:
-    """Where `tag`, and what goes with it, ends; `None` if it is none. What is `missing` is not looked for again."""
+    """The end of `tag`, or of the comment, script or style that it opens; `None` if it is not a tag.
 
-    def after(what: str, start: int) -> int | None:
-        place = -1 if what in missing else text.find(what, start)
+    Marks that are `missing` in the rest of the text are not searched for again.
+    """
+
+    def after(mark: str, start: int) -> int | None:
+        place = -1 if mark in missing else text.find(mark, start)
         if place < 0:
-            missing.add(what)
-        return place + len(what) if place >= 0 else None
+            missing.add(mark)
+            return None
+        return place + len(mark)
 
     if tag["comment"]:
         return after("-->", tag.end())
-    at = tag.end()
+    position = tag.end()
     for _ in range(_MAX_STOPS):
-        stop = _STOP.search(text, at)
+        stop = _STOP.search(text, position)
         if stop is None or stop[0] == "<":
             return None
         if stop[0] == ">":
             break
-        # A quote that is not closed is a character like any other.
-        at = after(stop["quote"], stop.end()) or stop.end()
+        # A quote that is not closed is an ordinary character.
+        position = after(stop["quote"], stop.end()) or stop.end()
     else:
         return None
     name = (tag["name"] or "").lower()
@@ -109,7 +115,7 @@ _LINK = (
     r"\1",
 )
 _MARKDOWN = (
-    (r"^ {0,3}(?:```|~~~)[^\n`]*$\n?", ""),  # fences; what is between them stays
+    (r"^ {0,3}(?:```|~~~)[^\n`]*$\n?", ""),  # fences; the code between them stays
     (r"^ {0,3}(?:[*_-][ \t]*+){3,100}+$", ""),  # rules
     (r"^ {0,3}(?:=++|--++)[ \t]*$\n?", ""),  # lines under headings
     (r"^ {0,3}#{1,6}(?:[ \t]++|$)", ""),
@@ -126,12 +132,12 @@ _MARKDOWN = (
 
 def strip_markdown(text: str) -> str:
     """`text` without the marks of Markdown; headings, list items, code and the words of links stay."""
-    for pattern, instead in _markdown():
-        text = pattern.sub(instead, text)
+    for pattern, replacement in _markdown():
+        text = pattern.sub(replacement, text)
     return text
 
 
 @cache
 def _markdown() -> tuple[tuple[re.Pattern[str], str], ...]:
-    """Compiled when it is first needed, since every step of Dagster's is a process of its own."""
-    return tuple((re.compile(pattern, re.MULTILINE), instead) for pattern, instead in _MARKDOWN)
+    """The compiled patterns; compiled at the first use, since each step of Dagster's is a new process."""
+    return tuple((re.compile(pattern, re.MULTILINE), replacement) for pattern, replacement in _MARKDOWN)

@@ -1,6 +1,6 @@
-"""Cuts a text to a number of tokens, at the end of a sentence where there is one.
+"""Cuts a text to a number of tokens, at the end of a sentence if possible.
 
-One model's tokenizer counts, whichever model is asked: a row must not become another prompt when the model changes.
+The same tokenizer counts whichever model is asked, so a row has the same prompt with another model.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _WORD_ENDS = re.compile(r"(?<=\S)(?=\s)")
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """A step of cleaning: `truncate`, ready to be applied to texts.
+    """The cleaning step `truncate` with its arguments.
 
-    The `max_tokens`, by the tokenizer of `model`, include the `mark`, which is appended where something was cut.
+    The `max_tokens`, by the tokenizer of `model`, include the `mark`, which is appended to a text that was cut.
     """
 
     max_tokens: int
@@ -42,7 +42,7 @@ class Truncation:
             )
 
     def __call__(self, text: str) -> str:
-        """`text`, or its first sentences that fit; of a single long sentence, its first words."""
+        """`text` if it fits, else its first sentences that fit, or the first words of a long sentence."""
         if len(text.encode("utf-8", "replace")) <= self.max_tokens:  # no token is shorter than a byte
             return text
         count = counter(self.model)
@@ -60,21 +60,21 @@ class Truncation:
         end = longest(range(reach + 1))
         for ends in (_WORD_ENDS, _SENTENCE_ENDS):
             border = longest([match.end() for match in ends.finditer(text, 0, end)])
-            # Rather in the middle of a sentence than without half of what there is room for.
-            end = border if 2 * border >= end else end
+            if 2 * border >= end:  # otherwise more than half of the text that fits would be lost
+                end = border
         return text[:end].rstrip() + self.mark
 
 
 def truncate(max_tokens: int, *, model: str = "openai/gpt-4o-mini", mark: str = " […]") -> Truncation:
-    """A step that cuts a text to `max_tokens` at the end of a sentence, or of a word where that is too far."""
+    """A step that cuts a text to `max_tokens` at the end of a sentence, or of a word if the sentence is too long."""
     return Truncation(max_tokens, model, mark)
 
 
 def _reach(text: str, max_tokens: int, count: Callable[[str], int]) -> int:
-    """How much of `text` is worth looking at: up to where there are more tokens than are wanted."""
+    """The number of characters of `text` that certainly have more than `max_tokens`, at most all of them."""
     tokens = 0
     for start in range(0, len(text), _STRIDE):
-        # Each cut may have made two tokens of one.
+        # Less one, since each cut may split a token.
         tokens += count(text[start : start + _STRIDE]) - 1
         if tokens > max_tokens:
             return min(start + _STRIDE, len(text))

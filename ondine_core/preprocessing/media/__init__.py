@@ -1,4 +1,4 @@
-"""Cells that hold images and documents: what a cell holds, read without trusting it, and what of it is sent."""
+"""Reads the images and documents in cells, without trusting them, and prepares them for sending."""
 
 from __future__ import annotations
 

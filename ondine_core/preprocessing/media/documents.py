@@ -1,4 +1,4 @@
-"""PDFs, by way of pypdf: how many pages there are, some of them as a document of their own, and their text."""
+"""Reads PDFs with pypdf: counts pages, cuts pages out, extracts text."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from ondine_core.types.media import MediaError, as_media_error
 
 _MAX_PAGES = 5_000
 _MAX_TAIL = 1_024
-"""Bytes behind the end marker that writers leave there; by the specification readers look for it so far."""
+"""The most bytes behind the end marker; by the specification, readers search for it in the last 1,024 bytes."""
 
 
 def end_of_pdf(data: bytes) -> int:
-    """Bytes up to the end marker."""
-    at = data.rfind(b"%%EOF")
-    if at < 0:
+    """The number of bytes up to and including the end marker."""
+    marker = b"%%EOF"
+    start = data.rfind(marker)
+    if start < 0:
         raise MediaError("it is corrupt or broken off (application/pdf)")
-    end = at + 5
+    end = start + len(marker)
     if len(data) - end > _MAX_TAIL:
         raise MediaError("something else comes behind its end (application/pdf)")
     return end
 
 
 def count_pages(data: bytes) -> int:
-    """The pages of a document."""
+    """The number of pages of a document."""
     pages = len(_open(data).pages)
     if not 0 < pages <= _MAX_PAGES:
         raise MediaError(f"it has {pages:,} pages; 1 to {_MAX_PAGES:,} are sent (application/pdf)")
@@ -33,7 +34,7 @@ def count_pages(data: bytes) -> int:
 
 
 def cut_pages(data: bytes, first: int, end: int | None) -> bytes:
-    """The pages from `first` to before `end` as a document."""
+    """A document of the pages from `first` up to but not including `end`, counted from 0."""
     from pypdf import PdfWriter
 
     writer, written = PdfWriter(), BytesIO()
@@ -45,10 +46,10 @@ def cut_pages(data: bytes, first: int, end: int | None) -> bytes:
 
 
 def read_text(data: bytes, first: int, end: int | None) -> str:
-    """The text of some pages, a blank line between them.
+    """The text of the pages from `first` up to but not including `end`, with a blank line between pages.
 
     Raises:
-        MediaError: They have none, as scans have not.
+        MediaError: They have no text, for instance scans.
     """
     with as_media_error("its text cannot be read"):
         texts = [page.extract_text().strip() for page in _open(data).pages[first:end]]
@@ -61,7 +62,7 @@ def read_text(data: bytes, first: int, end: int | None) -> str:
 def _open(data: bytes) -> Any:
     from pypdf import PdfReader
 
-    # It warns of every oddity in a file, with what stands there.
+    # It logs warnings about the file that quote its content.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
     with as_media_error("it is corrupt or broken off"):
         reader = PdfReader(BytesIO(data))

@@ -1,8 +1,8 @@
 """Fetches the addresses in cells, from the public internet only.
 
-A cell may name any address, also one of the network that this runs in. So every address that a host name resolves to is
-checked, the connection goes to one that was checked (a name that resolves otherwise a moment later changes nothing),
-and each redirect is checked in the same way. What is fetched waits in a folder of its own until its call leaves, and is
+A cell may name any address, also one of the local network. So all IP addresses of a host name are checked, the
+connection goes to one that was checked (a name that resolves to another address a moment later changes nothing), and
+each redirect is checked in the same way. Fetched files are kept in a temporary folder until their calls are sent, and
 removed when the process ends.
 """
 
@@ -38,7 +38,7 @@ Resolve = Callable[..., list[Any]]
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also what is embedded in it."""
+    """Whether an IP address, and an IPv4 address embedded in it, belongs to the public internet."""
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -57,19 +57,19 @@ async def fetch_cells(reader: MediaReader, columns: Iterable[Iterable[Any]]) -> 
     if not urls:
         return
     is_allowed: IsAllowed = (lambda _: True) if reader.options.allow_private else is_public
-    found = await fetch(iter(urls), reader.options, reader.folder, is_allowed)
-    for url, path in found.items():
+    results = await fetch(iter(urls), reader.options, reader.folder, is_allowed)
+    for url, result in results.items():
         old = reader.fetched.get(url)
         if isinstance(old, Path):
             old.unlink(missing_ok=True)
-        reader.fetched[url] = path
+        reader.fetched[url] = result
 
 
 def _urls(cells: Iterable[Any]) -> Iterator[str]:
     for cell in cells:
-        for one in cell if isinstance(cell, list | tuple) else (cell,):
-            if isinstance(one, str) and is_url(one):
-                yield one.strip()
+        for value in cell if isinstance(cell, list | tuple) else (cell,):
+            if isinstance(value, str) and is_url(value):
+                yield value.strip()
 
 
 async def fetch(
@@ -79,7 +79,7 @@ async def fetch(
     is_allowed: IsAllowed,
     resolve: Resolve = socket.getaddrinfo,
 ) -> dict[str, Path | MediaError]:
-    """Fetch addresses into files, some at a time; returns for each its file, or why there is none.
+    """Fetch addresses into files, some at a time; returns the file of each address, or the error.
 
     `is_allowed` says whether an IP address may be connected to; `resolve` looks host names up, and may block.
     """
@@ -93,7 +93,7 @@ async def fetch(
             raise _NotAllowedError
         return addresses
 
-    found: dict[str, Path | MediaError] = {}
+    results: dict[str, Path | MediaError] = {}
     connector = aiohttp.TCPConnector(resolver=Resolver(resolve_checked), use_dns_cache=False, limit=_AT_ONCE)
     timeout = aiohttp.ClientTimeout(total=options.timeout_s)
     async with aiohttp.ClientSession(
@@ -103,29 +103,29 @@ async def fetch(
         async def work() -> None:
             for url in urls:
                 try:
-                    found[url] = await _fetch_one(session, url, options, folder, is_allowed)
+                    results[url] = await _fetch_one(session, url, options, folder, is_allowed)
                 except MediaError as error:
-                    found[url] = error
+                    results[url] = error
                 except _NotAllowedError:
-                    found[url] = MediaError(_NOT_ALLOWED)
+                    results[url] = MediaError(_NOT_ALLOWED)
                 except TimeoutError:
-                    found[url] = MediaError(f"its address did not answer within timeout_s={options.timeout_s:g}")
+                    results[url] = MediaError(f"its address did not answer within timeout_s={options.timeout_s:g}")
                 except (aiohttp.ClientError, OSError, ValueError) as error:
                     is_refused = isinstance(error.__cause__, _NotAllowedError)
                     reason = f"its address cannot be fetched ({type(error).__name__})"
-                    found[url] = MediaError(_NOT_ALLOWED if is_refused else reason)
+                    results[url] = MediaError(_NOT_ALLOWED if is_refused else reason)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(_AT_ONCE):
                 group.create_task(work())
-    return found
+    return results
 
 
 _NOT_ALLOWED = "its address leads into a private network; MediaOptions(allow_private=True) allows that"
 
 
 class _NotAllowedError(OSError):
-    """An address is not one that may be connected to."""
+    """An IP address may not be connected to."""
 
 
 async def _fetch_one(
@@ -144,7 +144,7 @@ async def _fetch_one(
 
 
 def _check_url(url: str, is_allowed: IsAllowed) -> None:
-    """Refuse what is not fetched by its address alone; host names are checked when they are looked up."""
+    """Refuse other schemes than http and https, and IP addresses that are not allowed; names are checked at look-up."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise MediaError("its address is neither http nor https")

@@ -1,8 +1,8 @@
 """Reads type, size, frames and end of an image from its bytes.
 
 By the formats' specifications: PNG (W3C), JPEG (ITU T.81), GIF89a, WebP (RFC 9649). Nothing is decoded, so an image
-that would decode to gigabytes costs nothing. All parts of a file are found, so a truncated file is noticed, and what
-comes behind the end is left out.
+that would decode to gigabytes costs nothing. All parts of a file are walked, so a truncated file is noticed, and the
+end of the image is known.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from ondine_core.types.media import MediaError
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What the headers of an image say.
+    """The facts in the headers of an image.
 
-    An animation has several `frames`; `end` is the number of bytes up to the end marker.
+    `width` and `height` are in pixels; an animation has several `frames`; `end` is the number of bytes up to and
+    including the end marker.
     """
 
     width: int
@@ -54,10 +55,10 @@ _UNSUPPORTED: tuple[tuple[re.Pattern[bytes], str], ...] = (
 
 
 def find_type(data: bytes) -> str | None:
-    """The MIME type of `data`, by how it begins; `None` if it is none that is sent.
+    """The MIME type of `data` by its first bytes; `None` if it is unknown.
 
     Raises:
-        MediaError: It is of a known type that no provider takes.
+        MediaError: It is a known type that no provider takes.
     """
     if data.startswith(_PNG):
         return "image/png"
@@ -76,7 +77,11 @@ def find_type(data: bytes) -> str | None:
 
 
 def read_image(data: bytes, media_type: str) -> ImageFacts:
-    """What the headers of an image of this type say."""
+    """Read the headers of an image of this type.
+
+    Raises:
+        MediaError: It is corrupt or truncated.
+    """
     try:
         return _READERS[media_type](data)
     except (struct.error, IndexError, zlib.error):
@@ -87,7 +92,7 @@ _MAX_PARTS = 100_000
 
 
 def _limited(parts: Iterator[Part]) -> Iterator[Part]:
-    """`parts`, up to a limit on their number, since reading very many takes long."""
+    """`parts`, with an error beyond a limit on their number, since reading very many takes long."""
     for number, part in enumerate(parts):
         if number == _MAX_PARTS:
             raise MediaError(f"it has more than {_MAX_PARTS:,} parts")
@@ -247,7 +252,7 @@ def _read_webp(data: bytes) -> ImageFacts:
 
 
 def _webp_size(data: bytes, part: Part) -> tuple[int, int]:
-    """The size that a chunk says the image has; 0 if it says none."""
+    """The width and height of the image in a chunk; 0 if it has none."""
     if part.name == b"VP8X":
         low_w, high_w, low_h, high_h = struct.unpack_from("<HBHB", data, part.body + 4)
         return 1 + low_w + (high_w << 16), 1 + low_h + (high_h << 16)

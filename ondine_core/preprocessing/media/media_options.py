@@ -1,4 +1,4 @@
-"""How images and documents of a prompt are read and sent, as a user says it."""
+"""The user's options for images and documents of a prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ondine_core.types.values import Json
 Detail = Literal["low", "high", "auto", "original"]
 
 _PAGES = re.compile(r"(\d+)(?:-(\d*))?")
-_WHAT_IS_SEEN = ("max_side_px", "detail", "pages", "as_text", "keep_metadata")
+_IN_KEYS = ("max_side_px", "detail", "pages", "as_text", "keep_metadata")
+"""Options that change what a model sees, so they are part of keys."""
 _DEFAULT_MAX_BYTES = 20_000_000
 _DEFAULT_MAX_PIXELS = 100_000_000
 
@@ -26,11 +27,11 @@ class MediaOptions:
     """How the images and documents of a prompt are read and sent.
 
     Args:
-        root: Folder of the files that cells may name; by default the working directory. Relative paths begin there,
-            and a path that leads elsewhere, also by `..` or a link, fails its row. `"/"` allows every file. A
-            `pathlib.Path` in a cell was made by code of yours, and may lead anywhere.
-        max_side_px: Most pixels on the longer side of an image; larger ones are made smaller (extra `images`).
-        detail: How closely an OpenAI model looks at images: `"low"`, `"high"`, `"auto"` or `"original"`.
+        root: Folder of the files that cells may name; by default the working directory. Relative paths begin there, and
+            a path that leads elsewhere, also by `..` or a link, fails its row. `"/"` allows every file. A
+            `pathlib.Path` in a cell comes from your own code, so it may lead anywhere.
+        max_side_px: Most pixels on the longer side of an image; larger images are shrunk (extra `images`).
+        detail: The detail in which an OpenAI model sees images: `"low"`, `"high"`, `"auto"` or `"original"`.
         pages: Which pages of documents are sent, counted from 1: `"2"`, `"1-3"`, `"4-"`.
         as_text: Whether the text of documents is sent instead of their pages.
         keep_metadata: Whether images keep their metadata, such as the place where they were taken.
@@ -38,8 +39,8 @@ class MediaOptions:
         allow_private: Whether addresses of private networks, and of this machine, may be fetched.
         timeout_s: Seconds that fetching one address may take.
         max_bytes: Larger images and documents fail their row.
-        max_pixels: Images of more pixels fail their row: a small file may decode to gigabytes.
-        check_model: Whether a model that takes no images or documents, by the price list, is refused.
+        max_pixels: Images with more pixels fail their row: a small file may decode to gigabytes.
+        check_model: Whether a model is refused that takes no images or documents by the price list.
     """
 
     root: str | Path | None = None
@@ -67,16 +68,17 @@ class MediaOptions:
             self.page_range()
 
     def page_range(self) -> tuple[int, int | None]:
-        """The first page, counted from 0, and the one behind the last; `None` for all to the end."""
-        found = _PAGES.fullmatch("1-" if self.pages is None else str(self.pages).replace(" ", ""))
-        first = int(found[1]) if found else 0
-        end = first if found is None or found[2] is None else int(found[2] or 0) or None
-        if found is None or first < 1 or (end is not None and end < first):
-            raise ConfigError(f"media: pages={self.pages!r} is not understood; write '2', '1-3' or '4-'.")
-        return first - 1, end
+        """The first page and the page after the last one, counted from 0; `None` for all pages to the end."""
+        match = _PAGES.fullmatch("1-" if self.pages is None else self.pages.replace(" ", ""))
+        if match is not None:
+            first = int(match[1])
+            last = first if match[2] is None else int(match[2] or 0) or None  # "4-" has no last page
+            if first >= 1 and (last is None or last >= first):
+                return first - 1, last
+        raise ConfigError(f"media: pages={self.pages!r} is not understood; write '2', '1-3' or '4-'.")
 
     @property
     def identity(self) -> Mapping[str, Json]:
-        """The options that change what a model sees, as far as they are set: they belong to the question."""
-        default = MediaOptions.__dataclass_fields__
-        return {name: value for name in _WHAT_IS_SEEN if (value := getattr(self, name)) != default[name].default}
+        """The options in `_IN_KEYS` that do not have their default."""
+        defaults = {name: MediaOptions.__dataclass_fields__[name].default for name in _IN_KEYS}
+        return {name: getattr(self, name) for name in _IN_KEYS if getattr(self, name) != defaults[name]}

@@ -1,8 +1,8 @@
-"""Reads the image or document that a cell holds or names.
+"""Reads the image or document that a cell contains or names.
 
-Cells are not trusted: the content decides the type, a path leads only below the root, and what cannot be read fails its
-row alone, with a reason that shows nothing of the cell. A file is read once for its digest, however often its prompt is
-rendered, and a second time when its call leaves.
+Cells are not trusted: the content decides the type, a path must lead below the root, and an unreadable cell fails only
+its row, with a reason that does not quote the cell. A file is read once for its digest, however often its prompt is
+rendered, and a second time when its call is sent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MAX_IN_CELL = 100
 _TURNED = 5
 """From this orientation on, width and height of an image are swapped."""
 _ADDED_BYTES = 64
-"""More than the orientation takes that is put back."""
+"""The most bytes that the orientation takes, which is kept when metadata are removed."""
 _URL = re.compile(r"https?://[^\s]+", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -57,7 +57,7 @@ Load: TypeAlias = Callable[[], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """The images or documents of one cell, in order; in a prompt, their references, a space between them."""
+    """The images or documents of one cell, in order; as text, their references with spaces between them."""
 
     items: tuple[Media, ...]
 
@@ -82,7 +82,7 @@ class MediaReader:
         self._root = os.path.realpath(options.root or ".")
         self._known: dict[tuple[str, int, int, int], Media] = {}
         self.fetched: dict[str, Path | MediaError] = {}
-        """Addresses that were fetched, and where their content is."""
+        """The file of each fetched address, or the error."""
         if options.max_side_px is not None and find_spec("PIL") is None:
             raise ConfigError("media: max_side_px needs Pillow: pip install 'ondine-dagster[images]'.")
         if "document" in kinds and find_spec("pypdf") is None:
@@ -90,16 +90,16 @@ class MediaReader:
 
     @cached_property
     def folder(self) -> Path:
-        """Where what was fetched waits; it goes with this object."""
+        """The folder of fetched files, which is removed with this object."""
         folder = Path(mkdtemp(prefix="ondine-"))
         finalize(self, rmtree, folder, ignore_errors=True)
         return folder
 
     def read(self, cell: Any, kind: MediaKind) -> Media | Gallery | str | None:
-        """What a cell holds: an image or document, or several, the text of documents if that is wanted, or nothing.
+        """Read a cell: an image or document, several, the text of documents with `as_text`, or `None` if it is empty.
 
         Raises:
-            MediaError: It holds something else, or what it names cannot be read.
+            MediaError: The cell contains something else, or its file or address cannot be read.
         """
         if isinstance(cell, Media | Gallery):
             return cell
@@ -107,13 +107,13 @@ class MediaReader:
             cell = cell.tolist()
         if not isinstance(cell, list | tuple):
             return None if _is_missing(cell) else self._read_one(cell, kind)
-        found = [self._read_one(one, kind) for one in cell if not _is_missing(one)]
-        if len(found) > _MAX_IN_CELL:
-            raise MediaError(f"it lists {len(found):,} {kind}s; at most {_MAX_IN_CELL} are sent")
-        if not found:
+        items = [self._read_one(item, kind) for item in cell if not _is_missing(item)]
+        if len(items) > _MAX_IN_CELL:
+            raise MediaError(f"it lists {len(items):,} {kind}s; at most {_MAX_IN_CELL} are sent")
+        if not items:
             return None
-        texts = [one for one in found if isinstance(one, str)]
-        return "\n\n".join(texts) if texts else Gallery(tuple(one for one in found if isinstance(one, Media)))
+        texts = [item for item in items if isinstance(item, str)]
+        return "\n\n".join(texts) if texts else Gallery(tuple(item for item in items if isinstance(item, Media)))
 
     def _read_one(self, cell: Any, kind: MediaKind) -> Media | str:
         if is_pillow_image(cell):
@@ -133,7 +133,7 @@ class MediaReader:
             raise MediaError("its address is neither http, https nor data")
         return self._read_file(self._resolve(cell), kind)
 
-    # -- where it is -----------------------------------------------------------------------------------------------
+    # -- sources ---------------------------------------------------------------------------------------------------
 
     def _resolve(self, cell: str) -> str:
         """The file that a text names, if it is below the root."""
@@ -146,21 +146,21 @@ class MediaReader:
 
     def _read_file(self, path: str, kind: MediaKind) -> Media | str:
         try:
-            at = os.stat(path)  # noqa: PTH116
-            if not S_ISREG(at.st_mode):
+            stat = os.stat(path)  # noqa: PTH116
+            if not S_ISREG(stat.st_mode):
                 raise MediaError("its path names no file")
-            mark = (f"{kind} {path}", at.st_size, at.st_mtime_ns, at.st_ino)
-            known = self._known.get(mark)
+            version = (f"{kind} {path}", stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            known = self._known.get(version)
             if known is not None:
                 return known
-            self._check_size(at.st_size)
+            self._check_size(stat.st_size)
             load = partial(_load_file, path, self.options.max_bytes)
-            found = self._inspect(load(), kind, load)
+            content = self._inspect(load(), kind, load)
         except OSError as error:
             raise MediaError(f"its file cannot be read ({error.strerror or type(error).__name__})") from None
-        if isinstance(found, Media) and len(self._known) < _MAX_KNOWN:
-            self._known[mark] = found
-        return found
+        if isinstance(content, Media) and len(self._known) < _MAX_KNOWN:
+            self._known[version] = content
+        return content
 
     def _read_bytes(self, data: bytes, kind: MediaKind) -> Media | str:
         self._check_size(len(data))
@@ -173,12 +173,12 @@ class MediaReader:
                 raise MediaError("its address is passed on, so pages and as_text need fetch=True")
             media_type = "application/pdf" if kind == "document" else "image/*"
             return Media(kind, media_type, _digest(f"url:{url}".encode()), detail=options.detail, url=url)
-        found = self.fetched.get(url)
-        if found is None:
+        fetched = self.fetched.get(url)
+        if fetched is None:
             raise MediaError("its address was not fetched")
-        if isinstance(found, MediaError):
-            raise found
-        return self._read_file(str(found), kind)
+        if isinstance(fetched, MediaError):
+            raise fetched
+        return self._read_file(str(fetched), kind)
 
     def _decode(self, url: str) -> bytes:
         """The content of a data: URL."""
@@ -197,7 +197,7 @@ class MediaReader:
         if size > self.options.max_bytes:
             raise MediaError(f"it has {size:,} bytes, more than max_bytes={self.options.max_bytes:,}")
 
-    # -- what it is ------------------------------------------------------------------------------------------------
+    # -- contents --------------------------------------------------------------------------------------------------
 
     def _inspect(self, data: bytes, kind: MediaKind, load: Load) -> Media | str:
         media_type = find_type(data)
@@ -258,7 +258,7 @@ class MediaReader:
             raise MediaError("a PIL.Image is not a document")
         if image.mode == "F":
             raise MediaError("its pixels are decimal numbers (mode F), which no PNG holds; convert it to L or RGB")
-        # A photo of some phones and cameras (MPO) has more pictures than the one that is shown.
+        # Photos of some phones and cameras (MPO) contain further pictures that are not shown.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         fitted = self._fit(image.width, image.height, frames)
         write = partial(to_png, image)
@@ -276,7 +276,11 @@ class MediaReader:
         )
 
     def _fit(self, width: int, height: int, frames: int) -> tuple[int, int]:
-        """The size at which an image is sent, if it can be."""
+        """The width and height at which an image is sent.
+
+        Raises:
+            MediaError: It is animated, empty or too large.
+        """
         if frames > 1:
             raise MediaError("it is animated; send one frame of it")
         if not (width and height):
@@ -299,7 +303,7 @@ def _digest(data: bytes) -> str:
     return blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
 
 
-# -- what is sent --------------------------------------------------------------------------------------------------
+# -- loading when a call is sent -----------------------------------------------------------------------------------
 
 
 def _load_file(path: str, max_bytes: int) -> bytes:
@@ -311,7 +315,7 @@ def _load_file(path: str, max_bytes: int) -> bytes:
 
 
 def _load_checked(load: Load, digest: str, write: Callable[[bytes], bytes]) -> bytes:
-    """What is sent of a content, which must still be the one that the prompt's key was made of."""
+    """The bytes to send; the content must still have the `digest` that is in the prompt's key."""
     data = load()
     if _digest(data) != digest:
         raise MediaError("its content has changed since the run began; run again")

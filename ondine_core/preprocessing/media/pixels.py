@@ -1,4 +1,4 @@
-"""Images made smaller, and images of Pillow as files: what needs pixels, by way of Pillow."""
+"""Shrinks images, and writes images of Pillow as files."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ondine_core.types.media import as_media_error
 _QUALITY = 90
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _SIXTEEN_BITS = ("I", "I;16B", "I;16L", "I;16N")
-"""Whole numbers that a conversion to RGB would cut off at 255."""
+"""Modes with whole numbers that a conversion to RGB would cut off at 255."""
 _TRANSPARENT = ("PA", "RGBa", "La")
 ORIENTATION, UPRIGHT, MAX_TURNS = 0x0112, 1, 8
-"""The tag of the metadata that says which way is up, and its least and greatest value."""
+"""The metadata tag of the orientation, and its lowest and highest value."""
 _FORMATS = {"image/jpeg": "JPEG", "image/webp": "WEBP", "image/png": "PNG", "image/gif": "PNG"}
 
 
 def is_pillow_image(value: Any) -> bool:
-    """Whether `value` is an image of Pillow's, which is not imported for this."""
+    """Whether `value` is an image of Pillow's; Pillow is not imported for this."""
     module = sys.modules.get("PIL.Image")
     return module is not None and isinstance(value, module.Image)
 
 
 def find_orientation(image: Any) -> int:
-    """Which way is up in an image of Pillow's, by its metadata: 1 is upright, 5 and more lie on a side."""
+    """The orientation in the metadata of an image of Pillow's: 1 is upright, from 5 on it lies on a side."""
     with suppress(Exception):  # a parser may raise any error; without metadata an image is upright
-        found = image.getexif().get(ORIENTATION)
-        if found in range(UPRIGHT, MAX_TURNS + 1):
-            return int(found)
+        orientation = image.getexif().get(ORIENTATION)
+        if orientation in range(UPRIGHT, MAX_TURNS + 1):
+            return int(orientation)
     return UPRIGHT
 
 
 def digest_pixels(image: Any, digest_size: int) -> str:
-    """A digest of the pixels and of which way is up, which is the same however an image was encoded."""
+    """A digest of the pixels and the orientation, which is the same however an image was encoded."""
     digest = blake2b(f"{image.mode} {image.width}x{image.height}".encode(), digest_size=digest_size)
     with as_media_error("it cannot be decoded"):
         orientation = find_orientation(image)
@@ -50,7 +50,7 @@ def digest_pixels(image: Any, digest_size: int) -> str:
 
 
 def to_png(image: Any) -> bytes:
-    """An image of Pillow's as a file, upright and without metadata."""
+    """An image of Pillow's as a PNG file, upright and without metadata."""
     from PIL import ImageOps
 
     written = BytesIO()
@@ -64,7 +64,7 @@ def to_png(image: Any) -> bytes:
 
 
 def fit(width: int, height: int, max_side_px: int | None) -> tuple[int, int]:
-    """Width and height of an image once its longer side has at most `max_side_px` pixels."""
+    """The width and height of an image that is shrunk to at most `max_side_px` pixels on its longer side."""
     longest = max(width, height)
     if max_side_px is None or longest <= max_side_px:
         return width, height
@@ -72,7 +72,7 @@ def fit(width: int, height: int, max_side_px: int | None) -> tuple[int, int]:
 
 
 def shrink_image(data: bytes, media_type: str, max_side_px: int) -> bytes:
-    """An image in its format (a GIF as PNG) with at most `max_side_px` pixels on its longer side, upright."""
+    """An image in its own format (a GIF as PNG), upright, with at most `max_side_px` pixels on its longer side."""
     from PIL import Image, ImageOps
 
     written = BytesIO()

@@ -1,7 +1,7 @@
-"""Removes metadata from images without decoding them: where and when they were taken, by whom, with what.
+"""Removes metadata from images without decoding them, such as place, time, author and device.
 
-What changes how an image looks is kept: colour profiles, transparency, and which way is up. Everything else goes, and
-so does whatever comes behind the end of the image.
+Data that change how an image looks are kept: colour profiles, transparency and orientation. All else is removed, also
+the bytes behind the end of the image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ondine_core.preprocessing.media.pixels import MAX_TURNS, ORIENTATION, UPRIG
 
 
 def strip_metadata(data: bytes, media_type: str) -> bytes:
-    """An image that was read before, without its metadata; the pixels are byte for byte the same."""
+    """A valid image without its metadata; the encoded pixels are unchanged."""
     return _STRIPPERS[media_type](data)
 
 
@@ -26,7 +26,7 @@ _EXIF = b"Exif\0\0"
 
 
 def _find_orientation(tiff: bytes) -> int:
-    """Which way is up, by the metadata in `tiff`; upright if they do not say."""
+    """The orientation in the metadata `tiff`; upright if they have none."""
     with suppress(struct.error, KeyError):
         order = {b"II": "<", b"MM": ">"}[tiff[:2]]
         (offset,) = struct.unpack_from(f"{order}I", tiff, 4)
@@ -39,7 +39,7 @@ def _find_orientation(tiff: bytes) -> int:
 
 
 def _only_orientation(tiff: bytes) -> bytes:
-    """Metadata that say which way is up and nothing else; nothing for an upright image."""
+    """Metadata with only the orientation of `tiff`; empty for an upright image."""
     orientation = _find_orientation(tiff)
     if orientation == UPRIGHT:
         return b""
@@ -50,7 +50,7 @@ def _only_orientation(tiff: bytes) -> bytes:
 
 _PNG_KEPT = frozenset({b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"sBIT", b"bKGD", b"pHYs"})
 _LOWER_CASE = 0x20
-"""Of the first letter of a chunk's name: the chunk is not needed to show the image."""
+"""Bit of the first letter of a chunk's name that says that the chunk is not needed to show the image."""
 
 
 def _strip_png(data: bytes) -> bytes:
@@ -91,17 +91,17 @@ def _is_shown(part: Part, body: bytes) -> bool:
     return part.name == _APP14 or not (_APP0 < part.name <= _APP15 or part.name == _COMMENT)
 
 
-_GIF_GONE = (b"\xfe", b"\xff", b"\x01")
+_GIF_REMOVED = (b"\xfe", b"\xff", b"\x01")
 """Comments, extensions of applications, and plain text."""
 
 
 def _strip_gif(data: bytes) -> bytes:
-    return b"".join(data[part.start : part.end] for part in gif_parts(data) if part.name not in _GIF_GONE)
+    return b"".join(data[part.start : part.end] for part in gif_parts(data) if part.name not in _GIF_REMOVED)
 
 
 _WEBP_KEPT = (b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF")
 _WEBP_EXIF, _WEBP_XMP = 0x08, 0x04
-"""Flags that say that there are such metadata."""
+"""Header flags for the presence of such metadata."""
 
 
 def _strip_webp(data: bytes) -> bytes:

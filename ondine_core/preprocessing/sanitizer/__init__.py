@@ -1,7 +1,7 @@
 """Removes personal data and secrets from a row before anything else sees it: rules as data, and three modes.
 
-A row is sanitized before it is rendered, so nothing raw reaches a key, the store, a log or a provider. Rows that are
-equal once sanitized share one answer; where it repeats a placeholder, each gets its own data back.
+A row is sanitized before it is rendered, so no raw data reach a key, the store, a log or a provider. Rows that are
+equal after that share one answer; if the answer repeats a placeholder, each row gets its own data back.
 """
 
 from __future__ import annotations

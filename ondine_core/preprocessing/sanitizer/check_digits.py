@@ -1,6 +1,6 @@
-"""What a pattern cannot say about a number: its check digits, and how long it is where it comes from.
+"""Checks of numbers that a pattern cannot express: check digits, and lengths by issuer or country.
 
-A check takes a match and says how many of its first characters are the value; 0 if it is none after all.
+A check takes the text of a match and returns how many of its first characters are the value; 0 if it is not valid.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ZERO = ord("0")
 
 
 def card_length(match: str) -> int:
-    """A payment card: a known issuer, its length, and Luhn's check digit. What follows (a code, a date) is left out."""
+    """The length of a payment card number, by issuer and Luhn's check digit, without a code or date behind it."""
     digits, best = "", 0
     for group in re.finditer("[0-9]+", match):
         digits += group[0]
@@ -56,11 +56,11 @@ _IBANS = """
     RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30
 """
 IBAN_LENGTHS: Mapping[str, int] = {entry[:2]: int(entry[2:]) for entry in _IBANS.split()}
-"""Characters of an account number by country, from the registry that SWIFT keeps for ISO 13616."""
+"""Characters of an account number by country, from SWIFT's registry for ISO 13616."""
 
 
 def iban_length(match: str) -> int:
-    """An account number of its country's length whose check digits are right (ISO 7064, mod 97); words may follow."""
+    """The length of an account number, by country and check digits (ISO 7064, mod 97), without words behind it."""
     length = IBAN_LENGTHS.get(match[:2].upper(), 0)
     places = [place for place, character in enumerate(match) if character.isalnum()]
     if not length or len(places) < length:
@@ -69,17 +69,18 @@ def iban_length(match: str) -> int:
     if end < len(match) and match[end].isalnum():
         return 0
     written = "".join(character for character in match[:end] if character.isalnum())
-    return end if int("".join(str(int(one, 36)) for one in written[4:] + written[:4])) % 97 == 1 else 0
+    number = int("".join(str(int(character, 36)) for character in written[4:] + written[:4]))
+    return end if number % 97 == 1 else 0
 
 
 # -- addresses, phones and secrets ---------------------------------------------------------------------------------
 
 _GROUPS = 7
-"""Colons in an address that is written in full."""
+"""Colons in an IPv6 address that is written in full."""
 
 
 def ipv6_length(match: str) -> int:
-    """An address with at least one digit, so that `::` in code is none; punctuation may follow."""
+    """The length of an IPv6 address, without punctuation behind it; it has a digit, unlike `::` in code."""
     for written in (match.rstrip("."), match.rstrip(".:")):
         colons = written.count(":")
         if ("::" in written or colons == _GROUPS or "." in written) and not written.isalpha():
@@ -98,11 +99,11 @@ _DATE = re.compile(
 
 
 def phone_length(match: str, min_digits: int, max_digits: int) -> int:
-    """`min_digits` to `max_digits` digits that do not begin like a date."""
+    """The length of a match with `min_digits` to `max_digits` digits that does not begin with a date."""
     digits = sum(map(match.count, "0123456789"))
     return len(match) if min_digits <= digits <= max_digits and not _DATE.match(match) else 0
 
 
 def secret_length(match: str) -> int:
-    """Letters and digits mixed, as in no ordinary word."""
+    """The length of a match with both letters and digits, unlike ordinary words."""
     return len(match) if any(map(str.isdigit, match)) and any(map(str.isalpha, match)) else 0

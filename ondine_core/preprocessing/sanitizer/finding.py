@@ -1,7 +1,7 @@
 """Finds the matches of the rules in a text.
 
-Matches are blanked out and the rest is read again: a datum may have been no match only because another stood next to
-it. So no text that is left has a match.
+Matches are blanked out and the rest is searched again, since a datum next to another one may not have matched before.
+So the rest has no match.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ondine_core.preprocessing.sanitizer.rules import Rule
 
 _DIGITS = "0123456789"
 _NUMBER = re.compile("[0-9](?:[ ./()-]{0,3}[0-9])*+")
-_BLANK = "<"  # ends whatever a rule can match
+_BLANK = "<"  # ends the match of any built-in rule
 _READINGS = 8
 _READ_IN_ALL = 500_000
-"""How often a text is read at most, or how many characters of it if that is more; few need more than two readings."""
+"""The most searches of a text, or the most characters in all searches if that allows more; two mostly suffice."""
 _REACH = 400
 _NEXT = 4
 
@@ -30,7 +30,7 @@ _Match: TypeAlias = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A datum: from `start` up to `end` in its text, and what kind it is."""
+    """A datum from `start` up to `end` in its text, and the name of its rule."""
 
     start: int
     end: int
@@ -47,27 +47,27 @@ _compile = cache(re.compile)
 
 
 def find(text: str, rules: Sequence[Rule]) -> list[Span]:
-    """What `rules` find in `text`, in order and without overlaps; of two that overlap, the first rule names the union.
+    """The data that `rules` find in `text`, in order and without overlaps, in time proportional to the text.
 
-    Takes time in proportion to the text, whatever it is.
+    Overlapping matches are merged, and named by the first of their rules.
     """
-    found: list[_Match] = []
+    matches: list[_Match] = []
     rest = text
     for _ in range(max(_READINGS, _READ_IN_ALL // (1 + len(text)))):
-        merged = _merge([*found, *_matches(rest, rules)])
-        if merged == found:
+        merged = _merge([*matches, *_matches(rest, rules)])
+        if merged == matches:
             break
-        found, rest = merged, _blank(text, merged)
-    return [Span(start, end, rules[number].name) for start, end, number in found]
+        matches, rest = merged, _blank(text, merged)
+    return [Span(start, end, rules[number].name) for start, end, number in matches]
 
 
-def _blank(text: str, found: Sequence[_Match]) -> str:
+def _blank(text: str, matches: Sequence[_Match]) -> str:
     pieces: list[str] = []
-    at = 0
-    for start, end, _ in found:
-        pieces += (text[at:start], _BLANK * (end - start))
-        at = end
-    return "".join([*pieces, text[at:]])
+    position = 0
+    for start, end, _ in matches:
+        pieces += (text[position:start], _BLANK * (end - start))
+        position = end
+    return "".join([*pieces, text[position:]])
 
 
 def _matches(text: str, rules: Iterable[Rule]) -> Iterator[_Match]:
@@ -81,16 +81,16 @@ def _matches(text: str, rules: Iterable[Rule]) -> Iterator[_Match]:
                 continue
             if rule.needs and (folded.isascii() or not _compile(rule.needs).search(folded)):
                 continue
-            found = _search(rule, folded)
+            matches = _search(rule, folded)
             if places is None:
-                yield from ((start, end, number) for start, end in found)
+                yield from ((start, end, number) for start, end in matches)
             else:
                 starts, ends = places
-                yield from ((starts[start], ends[end - 1], number) for start, end in found)
+                yield from ((starts[start], ends[end - 1], number) for start, end in matches)
 
 
 def _most_digits(text: str) -> int:
-    """The digits of the longest number in `text`, with up to three blanks and marks between two of them."""
+    """The most digits of a number in `text`, with up to three blanks and marks between two digits."""
     most = 0
     for number in _NUMBER.findall(text):
         if len(number) > most:
@@ -104,24 +104,24 @@ def _search(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
         start, end = _datum(rule, match)
         if start < end:
             yield start, end
-            # What comes next may have been no match only for what stands before it.
-            while after := _next(rule, text, end):
-                yield after
-                _, end = after
-        # A match that was none may have hidden one which begins in it.
+            # The text behind a datum may match if the datum is disregarded.
+            while adjacent := _next(rule, text, end):
+                yield adjacent
+                _, end = adjacent
+        # A match that failed its check may hide another one that begins in it.
         at = max(end, match.start() + 1)
 
 
-def _next(rule: Rule, text: str, at: int) -> tuple[int, int] | None:
-    """A match that begins right behind `at` if nothing before counts."""
-    view = text[at : at + _REACH]
+def _next(rule: Rule, text: str, position: int) -> tuple[int, int] | None:
+    """A datum that begins right behind `position`, if the text before is disregarded."""
+    view = text[position : position + _REACH]
     for offset in range(min(_NEXT, len(view))):
         match = compile_rule(rule).match(view, offset)
-        # One that reaches the end of the view may be longer than that.
-        if match and (match.end() < len(view) or at + len(view) == len(text)):
+        # A match that reaches the end of the view may continue behind it.
+        if match and (match.end() < len(view) or position + len(view) == len(text)):
             start, end = _datum(rule, match)
             if start < end:
-                return at + start, at + end
+                return position + start, position + end
     return None
 
 

@@ -1,8 +1,8 @@
-r"""Texts as the rules read them: every script's digits, dashes and blanks as ASCII, and nothing that cannot be seen.
+r"""Folds texts for the rules: digits, dashes and blanks of any script become ASCII, invisible characters are removed.
 
-A text may be JSON: of its escapes `\u0040` is read as `@`, and `\n` as a line feed. A text that does not begin like
-JSON is read with and without escapes, since `CORP\robert` has none. So a rule is written once, in plain ASCII, and
-finds what a phone, a form or an evasive writer made of a number.
+A text may be JSON, with the escapes `\u0040` for `@` and `\n` for a line feed. A text that does not begin like JSON is
+read both with and without escapes, since `CORP\robert` has none. So a rule is written once, in plain ASCII, and finds
+data in any of these forms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Places: TypeAlias = tuple[list[int], list[int]]
 
 
 def fold(text: str) -> list[tuple[str, Places | None]]:
-    """The readings of `text` for matching, and where in `text` their characters start and end (`None`: the same)."""
+    """The folded forms of `text`, with the places in `text` where their characters start and end (`None`: the same)."""
     if "\\" not in text or _ESCAPE.search(text) is None:
         return [_fold(text, None)]
     with_escapes = _fold(*_unescape(text))
@@ -43,25 +43,25 @@ def _fold(text: str, places: Places | None) -> tuple[str, Places | None]:
 
 
 def _unescape(text: str) -> tuple[str, Places]:
-    """`text` with characters in the place of escapes, and where each starts and ends."""
+    """`text` with its escapes replaced, and the places in `text` where each character starts and ends."""
     pieces: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
-    at = 0
+    position = 0
     for escape in _ESCAPE.finditer(text):
         start, end = escape.span()
         character = chr(int(escape[2], 16)) if escape[2] else _ESCAPED.get(escape[1], escape[1])
-        pieces += (text[at:start], character)
-        starts += range(at, start + 1)
-        ends += (*range(at + 1, start + 1), end)
-        at = end
-    starts += range(at, len(text))
-    ends += range(at + 1, len(text) + 1)
-    return "".join([*pieces, text[at:]]), (starts, ends)
+        pieces += (text[position:start], character)
+        starts += range(position, start + 1)
+        ends += (*range(position + 1, start + 1), end)
+        position = end
+    starts += range(position, len(text))
+    ends += range(position + 1, len(text) + 1)
+    return "".join([*pieces, text[position:]]), (starts, ends)
 
 
 class _Table(dict[int, str]):
-    """One character for one; each is looked into when it is met for the first time."""
+    """The replacement of each character, computed at its first use."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)

@@ -1,7 +1,7 @@
-"""Replaces what the rules find by marks in rows, and marks by what they stand for in answers.
+"""Replaces personal data by marks in rows, and placeholders by the data in answers.
 
-Placeholders are numbered a row at a time, and what they stand for is kept nowhere: to restore the answer of a row, the
-row is sanitized once more.
+Placeholders are numbered in each row, and their data are not stored: to restore the answer of a row, the row is
+sanitized once more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 from ondine_core.preprocessing.sanitizer.finding import find
@@ -24,10 +24,10 @@ from ondine_core.types.values import Json
 
 @dataclass(frozen=True, slots=True)
 class Sanitized:
-    """A row without what was found in it.
+    """A sanitized row.
 
-    `values` is the row itself if nothing was found; `raw` is what each placeholder stands for, `found` how often each
-    rule found something.
+    `values` is the row itself if nothing was found; `raw` has the data of each placeholder, `found` the number of
+    matches by rule.
     """
 
     values: Mapping[str, Any]
@@ -36,10 +36,10 @@ class Sanitized:
 
 
 def sanitize(row: Mapping[str, Any], sanitizer: Sanitizer) -> Sanitized:
-    """`row` with marks in the place of what the rules find in its values.
+    """Replace data that the rules find in the values of `row` by marks.
 
-    Texts inside lists and mappings are read as well, and every other value as the text it is written as. Each
-    value is read by itself: what only a template puts together is not seen.
+    Texts inside lists and mappings are searched as well, and other values as text. Each value is searched separately: a
+    datum that a template composes of several columns is not found.
     """
     marks = _Marks(sanitizer, row)
     values = {name: _change(value, marks.put) for name, value in row.items()}
@@ -47,14 +47,14 @@ def sanitize(row: Mapping[str, Any], sanitizer: Sanitizer) -> Sanitized:
 
 
 def redact(text: str, sanitizer: Sanitizer) -> str:
-    """`text` with `[EMAIL]` and the like in the place of what the rules find, whatever the mode: for people to see."""
+    """`text` with `[EMAIL]` and the like for data that the rules find, whatever the mode: for display."""
     return _replace(text, sanitizer, lambda name, _: f"[{name}]")
 
 
 def restore(value: Json, raw: Mapping[str, str]) -> Json:
-    """`value` with each placeholder in its texts replaced by what it stands for; others stay as they are."""
+    """`value` with the placeholders in its texts replaced by their data in `raw`; unknown ones stay."""
     if isinstance(value, str):
-        return _PLACEHOLDER.sub(lambda found: raw.get(found[0], found[0]), value)
+        return _PLACEHOLDER.sub(lambda match: raw.get(match[0], match[0]), value)
     if isinstance(value, list):
         return [restore(item, raw) for item in value]
     if isinstance(value, dict):
@@ -63,7 +63,7 @@ def restore(value: Json, raw: Mapping[str, str]) -> Json:
 
 
 def has_placeholder(value: Json) -> bool:
-    """Whether a text in `value` has something that `restore` might replace."""
+    """Whether a text in `value` has a placeholder that `restore` might replace."""
     if isinstance(value, str):
         return _PLACEHOLDER.search(value) is not None
     if isinstance(value, list | dict):
@@ -78,11 +78,11 @@ _IN_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
 
 class _Marks:
-    """The marks of one row, numbered as they are met; `raw` is what placeholders stand for."""
+    """The marks of one row, numbered in order of occurrence; `raw` has the data of the placeholders."""
 
     def __init__(self, sanitizer: Sanitizer, row: Mapping[str, Any]) -> None:
         self._sanitizer, self._row = sanitizer, row
-        self._given: dict[tuple[str, str], str] = {}
+        self._marks: dict[tuple[str, str], str] = {}
         self._numbers: Counter[str] = Counter()
         self.raw: dict[str, str] = {}
         self.found: Counter[str] = Counter()
@@ -92,41 +92,42 @@ class _Marks:
 
     def _mark(self, name: str, text: str) -> str:
         self.found[name] += 1
-        mark = self._given.get((name, text))
+        mark = self._marks.get((name, text))
         if mark is None:
-            mark = self._given[name, text] = self._new(name, text)
+            mark = self._marks[name, text] = self._make_mark(name, text)
         return mark
 
-    def _new(self, name: str, text: str) -> str:
+    def _make_mark(self, name: str, text: str) -> str:
         if self._sanitizer.mode == "redact":
             return f"[{name}]"
         if self._sanitizer.mode == "hash":
             return f"[{name}#{_hash(text, self._sanitizer.salt or '')}]"
         self._numbers[name] += 1
-        # A number that the row writes itself must not be taken for this one.
-        while (name, self._numbers[name]) in self._written:
+        # Skip numbers of placeholders that the text of the row itself contains.
+        while (name, self._numbers[name]) in self._used_numbers:
             self._numbers[name] += 1
         mark = f"<{name}_{self._numbers[name]}>"
         self.raw[mark] = text
         return mark
 
     @cached_property
-    def _written(self) -> set[tuple[str, int]]:
-        written = set()
+    def _used_numbers(self) -> set[tuple[str, int]]:
+        """The names and numbers of placeholders in the text of the row itself."""
+        used = set()
         names = "|".join({rule.name for rule in self._sanitizer.chosen})
 
         def keep(text: str) -> str:
             if "_" in text:
                 for match in re.finditer(rf"({names})_0{{0,9}}([0-9]{{1,9}})(?![0-9])", text, re.IGNORECASE):
-                    written.add((match[1].upper(), int(match[2])))
+                    used.add((match[1].upper(), int(match[2])))
             return text
 
         _change(list(self._row.values()), keep)
-        return written
+        return used
 
 
 def _hash(text: str, salt: str) -> str:
-    """16 letters, and no digit among them, which other rules might take for a number."""
+    """A hash of 16 letters, without digits, which other rules might take for a number."""
     key = hashlib.blake2b(salt.encode(), digest_size=64).digest()
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=key, digest_size=8)
     return digest.hexdigest().translate(_IN_LETTERS)
@@ -145,7 +146,7 @@ def _replace(text: str, sanitizer: Sanitizer, mark: Callable[[str, str], str]) -
 
 
 def _change(value: Any, change: Callable[[str], str]) -> Any:
-    """`value` with `change` applied to each text in it, and to all else as it is written; itself if nothing changes."""
+    """`value` with `change` applied to each text in it, and to other values as text; itself if nothing changes."""
     if isinstance(value, str):
         return change(value)
     if value is None or isinstance(value, bool):
@@ -158,23 +159,25 @@ def _change(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(plain, dict):
         pairs = [(_change(name, change), _change(item, change)) for name, item in plain.items()]
         old = [part for pair in plain.items() for part in pair]
-        return value if _same([part for pair in pairs for part in pair], old) else _with_own_names(pairs)
+        return value if _same([part for pair in pairs for part in pair], old) else _with_distinct_names(pairs)
     if isinstance(plain, list | tuple):
         items = [_change(item, change) for item in plain]
-        return value if _same(items, plain) else items if isinstance(plain, list) else tuple(items)
-    written = str(plain)
-    changed = change(written)
-    return value if changed == written else changed
+        changed_items = items if isinstance(plain, list) else tuple(items)
+        return value if _same(items, plain) else changed_items
+    text = str(plain)
+    changed = change(text)
+    return value if changed == text else changed
 
 
 def _same(new: Sequence[Any], old: Sequence[Any]) -> bool:
     return all(map(operator.is_, new, old))
 
 
-def _with_own_names(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A mapping of `pairs` that loses none of them, although names that were different may have become the same."""
+def _with_distinct_names(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A mapping of all `pairs`; a name that occurs again, as marks may make names equal, gets a number."""
     named: dict[Any, Any] = {}
     for name, item in pairs:
-        free = (f"{name} ({number})" for number in count(2))
-        named[name if name not in named else next(new for new in free if new not in named)] = item
+        numbered = (f"{name} ({number})" for number in count(2))
+        distinct = next(candidate for candidate in chain((name,), numbered) if candidate not in named)
+        named[distinct] = item
     return named

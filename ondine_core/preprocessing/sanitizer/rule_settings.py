@@ -1,4 +1,4 @@
-"""What a user wants taken out of rows, checked where it is declared."""
+"""The user's settings of the sanitizer, checked where they are declared."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SHORTEST_SALT = 16
 
 @dataclass(frozen=True, slots=True)
 class Sanitizer:
-    """What is taken out of rows, and what stands in its place.
+    """Which personal data are removed from rows, and what replaces them.
 
     Args:
-        mode: `"redact"` writes `[EMAIL]`; `"placeholder"` writes `<EMAIL_1>`, the same for the same text of a row, and
-            puts the text back where an answer repeats it; `"hash"` writes `[EMAIL#kdfajlmbgoehpicn]`, the same for the
-            same text of any row.
+        mode: `"redact"` writes `[EMAIL]`; `"placeholder"` writes `<EMAIL_1>`, the same for equal texts of a row, and
+            puts the text back if an answer repeats the placeholder; `"hash"` writes `[EMAIL#kdfajlmbgoehpicn]`, the
+            same for equal texts of all rows.
         rules: Names of the built-in rules to use, by default all.
-        patterns: Rules of your own: a name and a regular expression, of which only the group `value` counts if there
-            is one. They come after the built-in ones where two overlap.
-        salt: For `"hash"`, a secret of at least 16 characters. Without it the text cannot be found from its hash;
-            there are so few phone numbers that a plain hash of one is soon found out by trying them all.
+        patterns: Your own rules: names and regular expressions; if one has a group `value`, only that is replaced.
+            Built-in rules take precedence if matches overlap.
+        salt: For `"hash"`, a secret of at least 16 characters. Without it the text of a hash cannot be guessed; a plain
+            hash of a phone number could be, by trying all numbers.
 
     Raises:
         ConfigError: One of them is not valid, or a pattern takes too long on some texts.
@@ -76,20 +76,20 @@ Sanitize: TypeAlias = Sanitizer | Mode | Mapping[str, Any]
 """How a user asks for it: a sanitizer, a mode, or the arguments of a sanitizer."""
 
 
-def find_sanitizer(given: Sanitize | None) -> Sanitizer | None:
-    """The sanitizer that a user means."""
-    match given:
+def find_sanitizer(sanitize: Sanitize | None) -> Sanitizer | None:
+    """The sanitizer for the user's setting."""
+    match sanitize:
         case None | Sanitizer():
-            return given
+            return sanitize
         case str():
-            return Sanitizer(given)
+            return Sanitizer(sanitize)
         case Mapping():
             names = ("mode", "rules", "patterns", "salt")
-            unknown = [name for name in given if name not in names]
+            unknown = [name for name in sanitize if name not in names]
             if unknown:
                 raise ConfigError(f"sanitize has no {unknown[0]!r}; it takes {', '.join(map(repr, names))}.")
-            return Sanitizer(**given)
-    raise ConfigError(f"sanitize={given!r}; give a mode, a Sanitizer, or a mapping with its arguments.")
+            return Sanitizer(**sanitize)
+    raise ConfigError(f"sanitize={sanitize!r}; give a mode, a Sanitizer, or a mapping with its arguments.")
 
 
 # -- rules of the user's own -----------------------------------------------------------------------------------------
@@ -97,15 +97,15 @@ def find_sanitizer(given: Sanitize | None) -> Sanitizer | None:
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,30}(?<!_)")
 _MAX_TRIAL = 20_000
 _STALLED_S = 0.05
-"""Of processor time. A linear pattern takes a fifth of it for the longest trial, a quadratic one ten times as long."""
+"""Seconds of CPU time: five times what a linear pattern takes for the longest trial, a tenth of a quadratic one's."""
 
 
 def _user_rule(name: str, pattern: str) -> Rule:
     """A rule called `name`, in capitals, for what `pattern` matches (only its group `value`, if it has one)."""
-    given, name = name, name.upper() if isinstance(name, str) else ""
+    written, name = name, name.upper() if isinstance(name, str) else ""
     if not _NAME.fullmatch(name) or name in {rule.name for rule in RULES}:
         raise ConfigError(
-            f"A pattern cannot be called {given!r}: letters, digits and underscores, and none of the built-in names."
+            f"A pattern cannot be called {written!r}: letters, digits and underscores, and none of the built-in names."
         )
     try:
         compiled = re.compile(pattern)

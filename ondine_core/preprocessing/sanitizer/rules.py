@@ -1,7 +1,7 @@
 """The rules: patterns of personal data and secrets, as data.
 
-A pattern is matched against folded text (see `folding`), so it names ASCII only. Each finds its matches in time
-proportional to the text: repeats are bounded, or possessive and entered at one place of a run only.
+A pattern is matched against folded text (see `folding`), so it is mostly ASCII. Each finds its matches in time
+proportional to the text: repeats are bounded, or possessive and started at one place of a run only.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from ondine_core.preprocessing.sanitizer.check_digits import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rule:
-    """What one kind of datum looks like; several rules may share a name.
+    """The form of a kind of datum; several rules may have the same name.
 
     Args:
-        name: How marks call it: `[EMAIL]`, `<EMAIL_1>`.
-        pattern: A regular expression. Where it has a group `value`, only that is the datum, and the rest its context.
-        check: How many characters of a match are the datum, for what a pattern cannot say.
-        digits: A text without a number of this many digits, up to three blanks and marks between them, has no match.
-        hints: A text with none of these (in lower case) has no match; empty for no such short cut.
-        folded: Whether the pattern is read over the folded text, or over the text as it stands.
-        needs: A text in ASCII, or without a match of this pattern, has none of the rule; empty for no such short cut.
+        name: The name in marks, as in `[EMAIL]` and `<EMAIL_1>`.
+        pattern: A regular expression. If it has a group `value`, that is the datum, and the rest is its context.
+        check: Returns how many characters of a match are the datum, for conditions that a pattern cannot express.
+        digits: The fewest digits of a number in a text with a match, for a quick test; up to three blanks and marks may
+            stand between two digits.
+        hints: Texts in lower case of which one is in each text with a match, for a quick test; empty for no test.
+        folded: Whether the pattern is matched against the folded text, and not against the original one.
+        needs: A pattern that each text with a match also has; such texts are not ASCII. Empty for no test.
     """
 
     name: str
@@ -63,13 +64,13 @@ _KEYS = {
     "sg.": "SG[.][0-9A-Za-z_-]{16,}+[.][0-9A-Za-z_-]{16,}+",
     "eyj": "eyJ[0-9A-Za-z_-]{8,}+[.][0-9A-Za-z_-]{8,}+(?:[.][0-9A-Za-z_-]*+)?",
 }
-"""What keys and tokens begin with, in lower case, and how they go on: as their issuers document them."""
+"""The beginnings of keys and tokens in lower case, and their patterns, as their issuers document them."""
 _BEFORE_A_VALUE = (
     "(?:api|access|auth|secret|private)[ _-]?(?:key|token)|secret[ _-]?access[ _-]?key|client[ _-]?secret|secret|token|"
     "password|passwd|passphrase|pwd"
 )
-# Letters that words in Latin, Greek and Cyrillic script are made of; scripts without blanks between words would run on.
-# Marks are letters as well: some systems write an accent behind its letter.
+# Letters of Latin, Greek and Cyrillic script; in scripts without blanks between words, a match would not end. Marks are
+# letters as well, since some systems write an accent behind its letter.
 _LETTERS = "A-Za-z\u00c0-\u024f\u0300-\u052f"
 _IN_NAME = rf"{_LETTERS}0-9_.+-"
 # Those of Armenian, Hebrew, Arabic, Indian scripts, Thai, Georgian, Ethiopic, Khmer, Japanese, Chinese and Korean.
@@ -95,7 +96,7 @@ _PHONE_HINTS = (
 _PHONE_LINKS = "[ :.=#-]|number|num|nr|no|me|us|him|her|is|at|on|under|my|our|ist|es|est|al|ao|le"
 
 FILE_SUFFIXES = ("vue", "svelte", "js", "jsx", "ts", "tsx", "css", "scss", "html", "json")
-"""Endings of files that are no top-level domain."""
+"""Endings of file names that are not top-level domains."""
 _NO_FILE = rf"(?!(?:{'|'.join(FILE_SUFFIXES)})(?![{_LETTERS}0-9-]))"
 
 RULES: tuple[Rule, ...] = (
@@ -132,8 +133,8 @@ RULES: tuple[Rule, ...] = (
         rf"(?:[{_LETTERS}0-9-]{{1,63}}+[.]){{1,30}}(?:xn--[0-9a-z-]{{2,59}}|[{_LETTERS}]{{2,24}})",
         hints=("@", "%40"),
     ),
-    # Without blanks between words, the words before an address are part of it. A label has letters of one kind, so that
-    # `a@b.com` ends where a word of another script follows. A name of a file with an `@` before it is no address.
+    # In scripts without blanks between words, the words before an address are taken as part of it. A label has letters
+    # of one kind, so `a@b.com` ends before a word of another script. A file name behind an `@` is not an address.
     Rule(
         "EMAIL",
         rf"(?:(?<![{_ANY_NAME}])[{_ANY_NAME}]++(?<=[{_OTHER_LETTERS}])|(?<![{_IN_NAME}])[{_IN_NAME}]++)@"
@@ -167,7 +168,7 @@ RULES: tuple[Rule, ...] = (
         digits=1,
         hints=(":",),
     ),
-    # With a country's code: +1 and ten digits, or any other by ITU-T E.164, which knows of fifteen.
+    # With a country code: +1 and ten digits, or any other with up to fifteen digits (ITU-T E.164).
     Rule(
         "PHONE",
         r"(?<![0-9A-Za-z+])[+](?:1[ .-]{0,2}\(?[2-9][0-9]{2}\)?[ .-]{0,2}[0-9]{3}[ .-]{0,2}[0-9]{4}"
@@ -188,7 +189,7 @@ RULES: tuple[Rule, ...] = (
         rf"[2-9][0-9]{{2}}[ ./-]{{1,2}}[0-9]{{3}}[ .-]{{1,2}})[0-9]{{4}}{_END}{_EXTENSION}",
         digits=10,
     ),
-    # Elsewhere a national number begins with one zero, which has at least one digit and a gap behind it.
+    # Elsewhere a national number begins with one zero, followed by at least one digit and a gap.
     Rule(
         "PHONE",
         rf"{_START}(?<![0-9]/)\(?0[1-9][0-9]{{0,4}}\)?[ ./-]{{1,3}}[0-9](?:[ ./-]{{0,2}}[0-9]){{4,9}}{_END}(?!/[0-9])",
@@ -203,7 +204,7 @@ RULES: tuple[Rule, ...] = (
         digits=7,
         hints=_PHONE_HINTS,
     ),
-    # A column of phone numbers, with the decimal point that a missing value elsewhere in it brings along.
+    # A cell of a column of phone numbers, with the `.0` that pandas adds if another cell of the column is missing.
     Rule("PHONE", r"\A\s{0,9}(?P<value>(?:1?[2-9][0-9]{9}|0[1-9][0-9]{8,9})(?:[.]0)?)\s{0,9}\Z", digits=10),
 )
-"""In order of precedence: where two overlap, the datum is called as by the first."""
+"""In order of precedence: if matches overlap, the first rule names the datum."""
