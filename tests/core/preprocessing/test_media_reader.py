@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ondine_core.preprocessing.media import Gallery, MediaOptions, MediaReader
-from ondine_core.types.media import Media, MediaError, escape_marks, find_media, split_media, without_media
+from ondine_core.types.media import Media, MediaError, escape_marks, find_media, remove_media, split_media
 from tests.support.pictures import TYPES, document, picture, saved
 
 READER = MediaReader(MediaOptions(), frozenset({"image", "document"}))
@@ -101,7 +101,7 @@ def test_row_text_is_never_a_media_reference(text: str) -> None:
     assert len(escaped) == len(text)
     around = f"{escaped}{media}{escaped}{media}"
     assert find_media(around, known) == [media, media]
-    assert without_media(around, known) == escaped * 2
+    assert remove_media(around, known) == escaped * 2
     assert "".join(map(str, split_media(around, known))) == around
 
 
