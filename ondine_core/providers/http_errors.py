@@ -72,9 +72,7 @@ class Response(NamedTuple):
 def transport_error(error: BaseException, to: Address) -> ProviderError:
     """The error of a call without a complete response, because of `error`."""
     host = to.host
-    if isinstance(error, aiohttp.InvalidURL | ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError):
-        return FatalError(f"Cannot trust or reach {host!r} ({type(error).__name__}); check base_url and certificates.")
-    unsent = _unsent_error(error, host)
+    unsent = _address_error(error, host) or _unsent_error(error, host)
     if unsent is not None:
         return unsent
     if isinstance(error, OutOfStepError):
@@ -88,6 +86,20 @@ def transport_error(error: BaseException, to: Address) -> ProviderError:
             kind="overloaded",
         )
     return TransientError(f"The connection to {host!r} broke ({type(error).__name__}).", cost_unknown=True)
+
+
+def _address_error(error: BaseException, host: str) -> ProviderError | None:
+    """The error of an address to which no request can be sent; `None` if the address may be right."""
+    if isinstance(error, aiohttp.InvalidURL):
+        return FatalError(f"The address of {host!r} is not valid; check base_url.")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return FatalError(
+            f"The certificate of {host!r} is not trusted ({error.verify_message}); check base_url, or set "
+            "SSL_CERT_FILE to a file with the authorities to trust (`python -m certifi` prints that of the public ones)."
+        )
+    return None
 
 
 def _unsent_error(error: BaseException, host: str) -> ProviderError | None:
