@@ -97,7 +97,7 @@ def _address_error(error: BaseException, host: str) -> ProviderError | None:
     if isinstance(error, ssl.SSLCertVerificationError):
         return FatalError(
             f"The certificate of {host!r} is not trusted ({error.verify_message}); check base_url, or set "
-            "SSL_CERT_FILE to a file with the authorities to trust (`python -m certifi` prints that of the public ones)."
+            "SSL_CERT_FILE to a file with the authorities to trust (`python -m certifi` prints one of the public ones)."
         )
     return None
 
