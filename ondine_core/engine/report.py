@@ -39,7 +39,7 @@ class Report:
         prompts: Unique prompts among the rows.
         latencies_s: Seconds of each call that was answered, sorted.
         concurrency: What the provider was found to take, from when on.
-        audit: The ledger of the run as the store has it, killed attempts included.
+        audit: The ledger of the run and its asset as the store has it, killed attempts included.
         calibrated: How rows asked together compare with rows asked alone, where that was to be found out.
         stopped_by: Why the model was not asked about all rows, if it was not.
         preprocess_stats: How many rows were truncated and sanitized; `None` if nothing was to be done to rows.

@@ -108,7 +108,7 @@ async def run(
         len(first),
         sorted(run_state.latencies_s),
         tuple(limits.history),
-        await store.audit(options.origin.run),
+        await store.audit(options.origin.run, options.origin.asset),
         calibrated,
         stopped_by,
         preprocess_stats if task.prompt.preparation else None,

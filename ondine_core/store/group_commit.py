@@ -114,9 +114,9 @@ class Store:
         """Store the outcome of a call, answers and ledger in one transaction; as durable as `send`."""
         await self._request(to_settled_rows(settled))
 
-    async def audit(self, run: str) -> Audit:
-        """The ledger of one run."""
-        return await self.read(partial(ledger_rows.read_audit, run=run))
+    async def audit(self, run: str, asset: str | None = None) -> Audit:
+        """The ledger of one run, or of one asset of it."""
+        return await self.read(partial(ledger_rows.read_audit, run=run, asset=asset))
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
         """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones."""

@@ -65,12 +65,19 @@ _FIND_ANSWERS = f"""
     SELECT {list_columns(ANSWER_COLUMNS[:-1])} FROM ondine.answers AS a WHERE key IN ? AND {IS_ANSWERED}"""  # noqa: S608
 _FIND_FAILURES = f"""
     SELECT {list_columns(FAILURE_COLUMNS[:-2])} FROM ondine.failures AS f WHERE key IN ? AND {IS_FAILED}"""  # noqa: S608
-_AUDIT = f"""
+
+
+def _audit_of(where: str) -> str:
+    return f"""
     SELECT outcome, {", ".join(f"SUM({name})" for name in AMOUNT_COLUMNS)} FROM ondine.ledger
-    WHERE run = ? GROUP BY outcome
+    WHERE {where} GROUP BY outcome
     UNION ALL SELECT CASE WHEN batch IS NULL THEN 'unseen' ELSE 'in_jobs' END, COUNT(*), 0, 0, 0, 0, 0,
     COALESCE(SUM(at_most_pico_usd), 0), COUNT(*) - COUNT(at_most_pico_usd), 0, 0 FROM ondine.calls
-    WHERE run = ? GROUP BY batch IS NULL"""  # noqa: S608
+    WHERE {where} GROUP BY batch IS NULL"""  # noqa: S608
+
+
+_AUDIT = _audit_of("run = ?")
+_AUDIT_OF_ASSET = _audit_of("run = ? AND asset = ?")
 
 
 def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any]:
@@ -198,9 +205,12 @@ def read_unseen(database: Database) -> frozenset[Key]:
     return frozenset(key for (keys,) in rows for key in split_keys(keys))
 
 
-def read_audit(database: Database, run: str) -> Audit:
-    """The ledger of one run."""
-    rows = database.select(_AUDIT, 2 * [clean(run)])
+def read_audit(database: Database, run: str, asset: str | None = None) -> Audit:
+    """The ledger of one run, or of one asset of it."""
+    if asset is None:
+        rows = database.select(_AUDIT, 2 * [clean(run)])
+    else:
+        rows = database.select(_AUDIT_OF_ASSET, 2 * [clean(run), clean(asset)])
     sums: dict[str, list[int]] = {outcome: amounts for outcome, *amounts in rows}
     return Audit(
         _to_totals(sums.get("answered")),

@@ -83,8 +83,8 @@ class AnswerStore(Protocol):
     async def settle(self, settled: CallFinished) -> None:
         """Store the outcome of a call, answers and ledger in one transaction; as durable as `send`."""
 
-    async def audit(self, run: str) -> Audit:
-        """The ledger of one run."""
+    async def audit(self, run: str, asset: str | None = None) -> Audit:
+        """The ledger of one run, or of one asset of it."""
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
         """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones.

@@ -210,13 +210,13 @@ class MemoryStore:
         self.failures.update(settled.failures)
         self.failures = {key: failure for key, failure in self.failures.items() if key not in self.answers}
 
-    async def audit(self, run: str) -> Audit:
-        lines = [line for line in self.lines if line.sent.origin.run == run]
+    async def audit(self, run: str, asset: str | None = None) -> Audit:
+        lines = [line for line in self.lines if line.sent.origin.run == run and asset in (None, line.sent.origin.asset)]
         unseen = [CallFinished(sent, "refused", usd=sent.at_most_usd) for sent in self.calls.values()]
         return Audit(
             _sum(line for line in lines if line.outcome == "answered"),
             _sum(line for line in lines if line.outcome == "refused"),
-            _sum(line for line in unseen if line.sent.origin.run == run),
+            _sum(line for line in unseen if line.sent.origin.run == run and asset in (None, line.sent.origin.asset)),
             sum(line.paid_twice for line in lines),
         )
 

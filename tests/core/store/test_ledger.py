@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,11 @@ class Model:
             key: failure for key, failure in (self.failures | dict(settled.failures)).items() if key not in self.answers
         }
 
-    def audit(self, run: str) -> Audit:
-        seen = [one for one in self.seen if one.sent.origin.run == run]
-        lost = [sent.at_most_usd for sent in self.open.values() if sent.origin.run == run]
+    def audit(self, run: str, asset: str | None) -> Audit:
+        assets = "ab" if asset is None else (asset,)
+        seen = [one for one in self.seen if one.sent.origin.run == run and one.sent.origin.asset in assets]
+        open_ = [one for one in self.open.values() if one.origin.run == run and one.origin.asset in assets]
+        lost = [sent.at_most_usd for sent in open_]
         return Audit(
             self._line([one for one in seen if one.outcome == "answered"]),
             self._line([one for one in seen if one.outcome == "refused"]),
@@ -114,7 +117,8 @@ def check(store: Store, model: Model) -> None:
     every = [key_of(n) for n in range(6)]
 
     async def main() -> None:
-        assert [await store.audit(run) for run in RUNS] == [model.audit(run) for run in RUNS]
+        for run, asset in product(RUNS, (None, "a", "b")):
+            assert await store.audit(run, asset) == model.audit(run, asset)
         assert await store.get_unseen() == {key for sent in model.open.values() for key in sent.keys}
         assert await store.get(every) == model.answers
         assert await store.get_failures(every) == model.failures

@@ -292,6 +292,21 @@ def test_metadata_has_counts_tokens_cost_schema_lineage_and_preview() -> None:
     assert re.fullmatch(r"4 rows, 0 failed, \$\d\.\d{4}, \d+\.\d s", found["ondine/summary"])
 
 
+def test_assets_of_one_run_count_their_own_calls() -> None:
+    """The ledger's figures are those of the asset, not of all assets that the run fills."""
+
+    @llm_asset(prompt="Shout: {review}", output={"sentiment": str})
+    def loud_reviews(reviews: pd.DataFrame) -> pd.DataFrame:
+        return reviews
+
+    llm = ScriptedModel(answer)
+    result = materialize(reviews, review_sentiment, loud_reviews, llm=llm)
+    for name in ("review_sentiment", "loud_reviews"):
+        found = metadata(result, name)
+        assert found["ondine/requests_answered"] == found["ondine/requests"] == found["ondine/unique_prompts"]
+        assert found["ondine/requests"] < len(llm.calls)
+
+
 def test_a_model_without_a_known_price_reports_no_cost() -> None:
     """The cost is reported as unknown, never as 0."""
     with Provider(answer) as provider:
