@@ -1,4 +1,4 @@
-"""Models by short names: those that come with Ondine, a server of one's own, and a team's own in a YAML file."""
+"""Models by short names: those of Ondine, models on your own servers, and a team's own presets in a YAML file."""
 
 from ondine_core.presets.catalog import PRESETS, openai_compatible, preset
 from ondine_core.presets.files import load_presets

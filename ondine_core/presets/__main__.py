@@ -1,6 +1,6 @@
-"""`python -m ondine_core.presets`: every preset with its prices and its window, as the price file has them now.
+"""`python -m ondine_core.presets`: all presets with their prices and windows, by the installed price data.
 
-What the file does not say is shown as unknown. It is never a zero.
+A missing figure is shown as unknown, never as zero.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HEADER = ("preset", "model", "input", "cached", "output", "window", "reply", "u
 
 
 def main(arguments: Sequence[str]) -> int:
-    """List presets, or with `cost` what many rows cost; returns the exit code."""
+    """List presets, or with `cost` estimate the cost of many rows; returns the exit code."""
     if arguments[:1] == ["cost"]:
         options = _parse_workload(arguments[1:])
         return run_command(lambda: _show_costs(options))

@@ -1,7 +1,7 @@
-"""Models by short names, as data, without keys; prices and windows come from the price file.
+"""The table of models by short names, without keys; prices and windows come from the price data.
 
-What a name stands for never changes, not even to a better model: every answer would be asked for, and paid for, again.
-A new model gets a new name.
+The model of a name never changes, not even to a better one: all answers would be asked for, and paid for, again. A new
+model gets a new name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MODELS = {
     "together-llama-3.1-8b": "together_ai/meta-llama/Meta-Llama-3.1-8B-Instruct-Turbo",
     "together-qwen-3.5-9b": "together_ai/Qwen/Qwen3.5-9B",
     "together-gpt-oss-120b": "together_ai/openai/gpt-oss-120b",
-    # A deployment may have any name; these are those that Azure proposes.
+    # A deployment may have any name; these are the names that Azure proposes.
     "azure-gpt-4o-mini": "azure/gpt-4o-mini",
     "azure-gpt-4o": "azure/gpt-4o",
     "azure-gpt-5-mini": "azure/gpt-5-mini",
@@ -51,12 +51,12 @@ _MODELS = {
 }
 
 PRESETS: Mapping[str, ModelSpec] = MappingProxyType({name: ModelSpec(model) for name, model in _MODELS.items()})
-"""What comes with Ondine; `python -m ondine_core.presets` lists it with prices and windows."""
+"""The presets of Ondine; `python -m ondine_core.presets` lists them with prices and windows."""
 
 WITHDRAWN: Mapping[str, str] = MappingProxyType(
     {"claude-sonnet-4": "claude-sonnet-4-6", "groq-llama-3.3-70b": "groq-gpt-oss-120b"}
 )
-"""Presets whose model is no longer offered to all customers, and what the provider names in its place."""
+"""Presets whose model is no longer offered to all customers, and the successor that the provider names."""
 
 
 def preset(name: str, presets: Mapping[str, ModelSpec] | None = None, /, **changes: Any) -> ModelSpec:
@@ -67,8 +67,8 @@ def preset(name: str, presets: Mapping[str, ModelSpec] | None = None, /, **chang
         'openai/gpt-4o-mini'
 
     Args:
-        name: One of those that `python -m ondine_core.presets` lists.
-        presets: Where to look: those that `load_presets` read; by default Ondine's own.
+        name: The name of a preset; `python -m ondine_core.presets` lists them.
+        presets: The presets to choose from, as `load_presets` returns them; by default those of Ondine.
         changes: Fields of `ModelSpec` and their values.
 
     Raises:
@@ -88,22 +88,26 @@ def openai_compatible(base_url: str, model: str, provider_name: str | None = Non
 
     Args:
         base_url: Root of the API, up to and including `/v1`.
-        model: The model's name as the server knows it.
-        provider_name: What the server is called in reports.
+        model: The server's name of the model.
+        provider_name: The name of the server in reports.
         changes: Further fields of `ModelSpec`, such as `api_key`, and their values.
 
     Raises:
         ConfigError: A value is not valid.
     """
-    given = {"base_url": base_url, "provider_name": provider_name, **changes}
-    return change(ModelSpec(f"openai_compatible/{model}"), given, f"model {model!r}")
+    all_changes = {"base_url": base_url, "provider_name": provider_name, **changes}
+    return change(ModelSpec(f"openai_compatible/{model}"), all_changes, f"model {model!r}")
 
 
 FIELDS = tuple(field.name for field in fields(ModelSpec))
 
 
 def change(spec: ModelSpec, changes: Mapping[str, Any], where: str) -> ModelSpec:
-    """`spec` with `changes`; it shares nothing that could be changed with `spec` or with `changes`."""
+    """A copy of `spec` with `changes`, which shares no mutable value with either.
+
+    Raises:
+        ConfigError: A field is unknown or a value not valid; the message begins with `where`.
+    """
     for name in changes:
         if name not in FIELDS:
             raise ConfigError(f"{where}: {name_unknown(name, FIELDS)}")
@@ -123,5 +127,5 @@ def change(spec: ModelSpec, changes: Mapping[str, Any], where: str) -> ModelSpec
 
 
 def name_unknown(name: str, known: Sequence[str]) -> str:
-    """The complaint about a field that does not exist."""
+    """The message about a field that does not exist."""
     return f"there is no field {name!r}.{did_you_mean(name, known)} The fields are {', '.join(known)}."

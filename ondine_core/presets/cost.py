@@ -1,4 +1,4 @@
-"""What many rows cost, by model, price tier, prompt cache and rows a call, from the price data that is installed."""
+"""Estimates the cost of many rows by model, price tier, prompt cache and rows a call, from the installed price data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ondine_core.providers.tiers import find_tier_prices, find_tiers
 from ondine_core.types.values import ModelSpec, Tier, Usage
 
 _BATCH_INSTRUCTIONS, _ROW_OVERHEAD, _ANSWER_OVERHEAD = 60, 8, 6
-"""Tokens that a call with several rows adds: once for how to reply, and around each row and each answer."""
+"""Additional tokens of a call with several rows: for the instruction how to reply, for each row, for each answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A table to be asked about.
+    """The number of rows of a table, and the tokens of a row and of an answer.
 
-    `prefix_tokens` are the same for every row: system message, instructions, examples, schema.
+    `prefix_tokens` are the tokens that are the same for every row: system message, instructions, examples, schema.
     """
 
     rows: int
@@ -30,10 +30,10 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class CostLine:
-    """What a workload costs with one model at one tier.
+    """The cost of a workload with one model at one tier.
 
-    `usd` has by rows a call the cost without and with the prompt cache; `None` where the prefix is too short for it, or
-    no cache is known.
+    `usd` has, by rows a call, the cost without and with the prompt cache; the latter is `None` if the prefix is too
+    short or no cache is known.
     """
 
     model: str
@@ -42,7 +42,7 @@ class CostLine:
 
 
 def compare_costs(specs: Iterable[ModelSpec], work: Workload, batch_sizes: Iterable[int]) -> Iterator[CostLine]:
-    """What `work` costs with each model that is billed by the token and whose price is known, at each of its tiers."""
+    """The cost of `work` with each model and tier that is billed by the token and has a known price."""
     sizes = tuple(batch_sizes)
     for spec in specs:
         prices, rule = find_tier_prices(spec), find_cache_rule(spec)
@@ -59,14 +59,15 @@ def compare_costs(specs: Iterable[ModelSpec], work: Workload, batch_sizes: Itera
 
 
 def cost_of(work: Workload, price: Price, batch_size: int, *, cached: bool) -> Decimal:
-    """USD for `work` at one price, `batch_size` rows a call; with `cached` the first call writes the prefix."""
-    calls, left = divmod(work.rows, batch_size)
+    """USD for `work` at one price, `batch_size` rows a call; with `cached`, calls after the first read the prefix."""
+    full_calls, rows_left = divmod(work.rows, batch_size)
+    prefix = _prefix(work, batch_size)
+    read = prefix if cached else 0
     total = Decimal(0)
-    for rows, times in ((batch_size, calls), (left, 1)):
-        if rows and times:
-            total += times * price.cost(_usage(work, rows, batch_size, read=_prefix(work, batch_size) * cached))
-    if cached and work.rows:
-        prefix = _prefix(work, batch_size)
+    for rows, calls in ((batch_size, full_calls), (rows_left, 1)):
+        if rows and calls:
+            total += calls * price.cost(_usage(work, rows, batch_size, read=read))
+    if cached and work.rows:  # the first call writes the prefix and does not read it
         total += price.cost(Usage(prefix, 0, 0, 0, prefix)) - price.cost(Usage(prefix, prefix))
     return total
 

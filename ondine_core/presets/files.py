@@ -1,6 +1,6 @@
-"""A team's own presets from a YAML file: names, and below each the fields of a `ModelSpec`.
+"""Reads a team's own presets from a YAML file: names, and below each name the fields of a `ModelSpec`.
 
-The file is one that is committed and shared, so a key in it is refused. Nothing in it is ever executed or expanded.
+Such a file is committed and shared, so a key in it is refused. Nothing in it is executed or expanded.
 """
 
 from __future__ import annotations
@@ -31,49 +31,49 @@ def load_presets(path: str | Path) -> Mapping[str, ModelSpec]:
           temperature: 0
 
     Raises:
-        ConfigError: The file cannot be read, or is not such a file, or holds a key; the message says where.
+        ConfigError: The file cannot be read, is not such a file, or contains a key; the message says where.
     """
     if not isinstance(path, str | Path):
         raise ConfigError(f"The path of a file of presets is a {type(path).__name__}; give a text.")
     presets = {}
-    for name, given in _read(Path(path)).items():
+    for name, model_fields in _read(Path(path)).items():
         where = f"{str(path)!r}: preset {name!r}"
         if not isinstance(name, str) or not name:
             raise ConfigError(f"{where}: the name is not a text; write it in quotes.")
-        if not isinstance(given, dict):
+        if not isinstance(model_fields, dict):
             raise ConfigError(f"{where}: expected the fields of a model, such as 'model: openai/gpt-4o-mini'.")
         try:
-            held = tuple(_keys(given))
+            key_place = next(_key_places(model_fields), None)
         except RecursionError:
             raise ConfigError(
                 f"{where}: an alias (*name) refers to what contains it; write the value itself."
             ) from None
-        for field in held:
+        if key_place is not None:
             raise ConfigError(
-                f"{where}: {field} holds a key, and keys do not belong in files. Remove it and set the provider's "
+                f"{where}: {key_place} holds a key, and keys do not belong in files. Remove it and set the provider's "
                 "environment variable (OPENAI_API_KEY, ...), or give api_key=... to preset() or to the resource."
             )
-        for field in given:
+        for field in model_fields:
             if field not in _FIELDS:
                 raise ConfigError(f"{where}: {name_unknown(str(field), _FIELDS)}")
-        if "model" not in given:
+        if "model" not in model_fields:
             raise ConfigError(f"{where}: model is missing; write provider/name, as in 'openai/gpt-4o-mini'.")
-        presets[name] = change(ModelSpec("openai/gpt-4o-mini"), given, where)
+        presets[name] = change(ModelSpec("openai/gpt-4o-mini"), model_fields, where)
     return MappingProxyType(presets)
 
 
-def _keys(value: Any, place: str = "") -> Iterator[str]:
-    """Where in the fields of a preset something is called like a key or looks like one."""
+def _key_places(value: Any, place: str = "") -> Iterator[str]:
+    """The places in the fields of a preset whose name or value looks like a key."""
     if isinstance(value, dict):
         for name, child in value.items():
             inner = f"{place}.{name}" if place else str(name)
             if _KEY_NAME.search(str(name)):
                 yield inner
             else:
-                yield from _keys(child, inner)
+                yield from _key_places(child, inner)
     elif isinstance(value, list):
         for index, child in enumerate(value):
-            yield from _keys(child, f"{place}.{index}")
+            yield from _key_places(child, f"{place}.{index}")
     elif isinstance(value, str) and _KEY.match(value):
         yield place
 
@@ -104,7 +104,7 @@ def _read(path: Path) -> dict[Any, Any]:
 
 
 def _check_twice(tree: Any, path: str) -> None:
-    """Refuse a preset, or a field of one, that is there twice: YAML would silently take the last."""
+    """Refuse a preset or a field that is written twice, of which YAML would silently take the last."""
     levels = [(tree, "preset"), *((node, f"preset {name.value!r}: field") for name, node in tree.value)]
     for node, kind in levels:
         if not isinstance(node.value, list):

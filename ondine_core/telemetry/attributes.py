@@ -1,6 +1,6 @@
-"""The attributes of spans, named by OpenTelemetry's conventions for generative AI, and ours under `ondine.`.
+"""The attributes of spans, named by OpenTelemetry's conventions for generative AI, and our own under `ondine.`.
 
-The conventions change; this module is where they are written down (release 1.42 of the conventions).
+The conventions change, so all their names are in this module (release 1.42).
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _PROVIDERS = {
 
 
 def provider_name(provider: str) -> str:
-    """The value of `gen_ai.provider.name`; where the conventions have none, our own word is as good."""
+    """The value of `gen_ai.provider.name`; our own name if the conventions have none."""
     return _PROVIDERS.get(provider, provider)
 
 
 def of_run(run: Run) -> Attributes:
-    """What is known of a run when it begins."""
+    """The attributes of a run that are known when it begins."""
     return {**_origin(run), "ondine.model": run.model, "ondine.rows": run.rows}
 
 
 def of_progress(progress: Progress) -> Attributes:
-    """The figures of a run. Its tokens have separate names, so that they are not added to those of its calls."""
+    """The figures of a run. Its tokens have names of their own, so they are not added to those of its calls."""
     spend = progress.spend
     return {
         "ondine.rows.done": progress.rows_done,
@@ -61,7 +61,7 @@ def of_progress(progress: Progress) -> Attributes:
 
 
 def of_batch(batch: AskedBatch) -> Attributes:
-    """What is known of a batch when it begins."""
+    """The attributes of a batch that are known when it begins."""
     return {
         **_origin(batch.run),
         "ondine.batch": batch.number,
@@ -71,8 +71,8 @@ def of_batch(batch: AskedBatch) -> Attributes:
 
 
 def of_call(event: CallEnded) -> Attributes:
-    """A call."""
-    named = {
+    """The attributes of a call."""
+    optional = {
         "ondine.call.id": event.sent.call.hex(),
         "ondine.batch": event.batch.number,
         "gen_ai.response.finish_reasons": None if event.finish_reason is None else (event.finish_reason,),
@@ -80,11 +80,11 @@ def of_call(event: CallEnded) -> Attributes:
         "gen_ai.response.model": event.model,
     }
     content = _content(event.content, event.finish_reason) if event.content else {}
-    return of_calls(gather([event])) | {key: value for key, value in named.items() if value is not None} | content
+    return of_calls(gather([event])) | {key: value for key, value in optional.items() if value is not None} | content
 
 
 def of_calls(event: CallsEnded) -> Attributes:
-    """Calls that are recorded together, whose tokens and costs are added up."""
+    """The attributes of calls that are recorded together, with the sums of their tokens and costs."""
     endpoint = event.endpoint
     attributes = {
         **_origin(event.run),
@@ -130,7 +130,7 @@ def _cost(usd: Decimal | None) -> Attributes:
 
 
 def _content(content: Content, finish_reason: str | None) -> Attributes:
-    """As JSON texts: attributes of spans hold no structures yet."""
+    """The messages and the reply of a call as JSON texts, since attributes of spans cannot be structures yet."""
     sent = [{"role": message.role, "parts": _parts(message.content)} for message in content.messages]
     attributes = {"gen_ai.input.messages": orjson.dumps(sent).decode()}
     if content.text is not None:
@@ -140,5 +140,5 @@ def _content(content: Content, finish_reason: str | None) -> Attributes:
 
 
 def _parts(text: str) -> list[dict[str, str]]:
-    # A lone surrogate is not a character, and neither JSON nor a collector takes it.
+    # Neither JSON nor a collector takes a lone surrogate.
     return [{"type": "text", "content": storable_text(text)}]

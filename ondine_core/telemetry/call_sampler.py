@@ -1,7 +1,7 @@
-"""Which ordinary calls an observer receives one by one; the others are gathered into one event.
+"""Chooses the ordinary calls that an observer receives one by one, and gathers the others into one event.
 
-A run of a million rows makes a million calls. No tool shows a million events, and an event for each costs more than
-gathering them does. So each observer says how many it wants, which are chosen here. Other calls are all passed on.
+A run of a million rows makes a million calls. No tool shows a million events, and passing each on costs more than
+gathering them. So each observer limits the ordinary calls a second that it receives. Other calls are all passed on.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ondine_core.telemetry.events import Booked, CallEnded, CallsEnded, Event, H
 
 _BURST = 100
 _MAX_CALLS = 1_000
-"""Most calls gathered in one event; until then they are held in memory, and lost if the process is killed."""
+"""Most calls gathered in one event; until then they are in memory, and lost if the process is killed."""
 _MAX_AGE_S = 2.0
-"""None waits longer than that for the next call, so that what a dashboard shows is seconds old."""
+"""The longest time for which calls are gathered, so that dashboards are at most seconds behind."""
 
 
 class OrdinaryCall(NamedTuple):
-    """A call that answered all prompts of its batch at the first attempt, and what it waited for before it left."""
+    """A call that answered all prompts of its batch at the first attempt, with its waits before it was sent."""
 
     call: CallEnded
     waits: tuple[Held | Booked, ...] = ()
@@ -32,23 +32,23 @@ class OrdinaryCall(NamedTuple):
 
 
 Emitted: TypeAlias = Event | OrdinaryCall
-"""What a run emits: events, and ordinary calls that are events by themselves or gathered in one."""
+"""What a run emits: events, and ordinary calls, which observers receive one by one or gathered."""
 
 
 class CallSampler:
-    """Passes on `per_second` ordinary calls, a hundred more at the start or after a quieter time, and gathers the rest.
+    """Passes on `per_second` ordinary calls, up to a hundred more after a quiet time, and gathers the others.
 
-    Without a rate it passes on all.
+    Without a rate it passes on all calls.
     """
 
     def __init__(self, per_second: float | None) -> None:
         self._per_second = per_second
-        self._left = float(_BURST)
-        self._at = 0.0
+        self._available = float(_BURST)
+        self._updated_at = 0.0
         self._gathered: dict[tuple[events.Endpoint, str], list[OrdinaryCall]] = {}
 
     def receive(self, emitted: Emitted) -> Sequence[Emitted]:
-        """What is to be passed on now."""
+        """What to pass on now."""
         if isinstance(emitted, OrdinaryCall):
             return (emitted,) if self.takes(emitted.call.batch.began_at) else self._gather(emitted)
         if isinstance(emitted, events.Progressed | events.RunEnded) and self._gathered:
@@ -58,15 +58,15 @@ class CallSampler:
         return (emitted,)
 
     def takes(self, at: float) -> bool:
-        """Whether a call that begins at that second is one of them."""
+        """Whether to pass on a call that begins at this time, in epoch seconds."""
         if self._per_second is None:
             return True
-        since = max(0.0, at - self._at)
-        self._left = min(_BURST, self._left + since * self._per_second)
-        self._at = max(at, self._at)
-        if self._left < 1:
+        passed_s = max(0.0, at - self._updated_at)
+        self._available = min(_BURST, self._available + passed_s * self._per_second)
+        self._updated_at = max(at, self._updated_at)
+        if self._available < 1:
             return False
-        self._left -= 1
+        self._available -= 1
         return True
 
     def _gather(self, ordinary: OrdinaryCall) -> Sequence[Emitted]:
@@ -81,12 +81,12 @@ def _is_due(calls: Sequence[OrdinaryCall], at: float) -> bool:
     return len(calls) >= _MAX_CALLS or at - calls[0].call.at > _MAX_AGE_S
 
 
-def _gather_ordinary(ordinary: Sequence[OrdinaryCall]) -> CallsEnded:
-    return gather([one.call for one in ordinary], [wait for one in ordinary for wait in one.waits])
+def _gather_ordinary(calls: Sequence[OrdinaryCall]) -> CallsEnded:
+    return gather([ordinary.call for ordinary in calls], [wait for ordinary in calls for wait in ordinary.waits])
 
 
 def gather(calls: Sequence[CallEnded], waits: Sequence[Held | Booked] = ()) -> CallsEnded:
-    """Calls to one model, made for one reason, and their waits, as one event."""
+    """One event for calls to one model with the same `stage`, and their waits."""
     first = calls[0]
     return CallsEnded(
         calls[-1].at,

@@ -1,4 +1,4 @@
-"""Turns what the engine does into events: an `EventEmitter` for each model, a `BatchObserver` for each batch."""
+"""Emits events of the engine: an `EventEmitter` for each model, a `BatchObserver` for each batch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ondine_core.types.ledger import NO_ORIGIN, CallStarted
 from ondine_core.types.values import Batch, Call, Failure, Reply
 
 Failed: TypeAlias = Iterable[tuple[Failure, int]]
-"""Failures, and how many rows have each."""
+"""Failures, each with the number of its rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventEmitter:
-    """Emits what happens with one model in a run; by default the events are discarded.
+    """Emits the events of one model in a run; by default they are discarded.
 
-    `emit` neither waits nor fails; `numbers` are for batches, and shared by the models of a run; with `content` calls
-    carry their messages and replies.
+    `emit` neither waits nor fails; `numbers` are those of batches, which the models of a run share; with `content`,
+    events of calls have their messages and replies.
     """
 
     run: Run = Run(NO_ORIGIN, "", 0)
@@ -38,12 +38,12 @@ class EventEmitter:
     content: bool = False
 
     def begin(self, batch: Batch) -> BatchObserver:
-        """A batch is about to be asked."""
+        """The observer of a batch that is about to be asked."""
         number, prompts = next(self.numbers), len(batch.items)
         return BatchObserver(self, AskedBatch(self.run, self.endpoint, number, prompts, batch.attempt, self.now()))
 
     def rows_failed(self, failed: Failed) -> None:
-        """Rows have no answer, and are not asked."""
+        """Report rows that have no answer and are not asked."""
         for event in self.failures_of(failed, None):
             self.emit(event)
 
@@ -52,13 +52,15 @@ class EventEmitter:
         rows = Counter[tuple[str, str]]()
         for failure, number in failed:
             rows[failure.reason, failure.detail] += number
-        return [RowsFailed(self.now(), self.run, batch, *why, number) for why, number in rows.items()]
+        return [
+            RowsFailed(self.now(), self.run, batch, reason, detail, number) for (reason, detail), number in rows.items()
+        ]
 
 
 class BatchObserver:
-    """Emits what happens with a batch.
+    """Emits the events of a batch.
 
-    Waits are kept until the outcome of their call is known: if the first call answers everything, all is one
+    Waits are kept until the outcome of their call is known: if the first call answers all prompts, the batch is one
     `OrdinaryCall`. Otherwise every event is emitted by itself.
     """
 
@@ -72,27 +74,27 @@ class BatchObserver:
         self._waits: tuple[events.Held | events.Booked, ...] = ()
 
     def held(self, usd: Decimal, waited_s: float) -> None:
-        """The most that a call can cost is held."""
+        """Report that the most that a call can cost, in USD, is reserved after a wait."""
         self._waits += (events.Held(self._emitter.now(), self._batch, usd, waited_s),)
 
     def booked(self, tokens: int, waited_s: float) -> None:
-        """A call's turn has come."""
+        """Report that the rate limit admits a call after a wait."""
         self._waits += (events.Booked(self._emitter.now(), self._batch, tokens, waited_s),)
 
     def retried(self) -> None:
-        """A call is about to be made again."""
+        """Report that a call is about to be made again."""
         self._attempt += 1
         self._emit(events.Retried(self._emitter.now(), self._batch, self._attempt))
 
     def sent(self, sent: CallStarted, call: Call) -> None:
-        """A call leaves."""
+        """Report that a call is sent."""
         self._sent = sent
         self._call = call
 
     def on_reply(
         self, reply: Reply | BaseException, usd: Decimal | None, duration_s: float, *, ordinary: bool = False
     ) -> None:
-        """The call that was sent brought a reply, ordinary if all its prompts have an answer now, or failed."""
+        """Report the reply or the error of the call that was sent; `ordinary` if all its prompts have an answer now."""
         now, content = self._emitter.now(), None
         if self._emitter.content:
             content = events.Content(self._call.messages, reply.text if isinstance(reply, Reply) else None)
@@ -101,8 +103,8 @@ class BatchObserver:
             call = CallEnded(now, self._batch, self._sent, duration_s, *reply_fields, content=content)
         else:
             usage = reply.usage if isinstance(reply, RefusedError) else None
-            why = {"error_type": error_type_of(reply), "error": error_words_of(reply)}
-            call = CallEnded(now, self._batch, self._sent, duration_s, usage, usd, **why, content=content)
+            error = {"error_type": error_type_of(reply), "error": error_words_of(reply)}
+            call = CallEnded(now, self._batch, self._sent, duration_s, usage, usd, **error, content=content)
         if ordinary and self._is_ordinary:
             self._emitter.emit(OrdinaryCall(call, self._waits))
             self._waits = ()
@@ -110,15 +112,15 @@ class BatchObserver:
             self._emit(call)
 
     def rows_failed(self, failed: Failed) -> None:
-        """Rows of the batch have no answer."""
+        """Report rows of the batch that have no answer."""
         for event in self._emitter.failures_of(failed, self._batch):
             self._emit(event)
 
     def ended(self, answered: int, failed: int, retried: int, error: BaseException | None = None) -> None:
         """Report how many prompts have an answer, have failed, or are asked again in other batches."""
         if error or not self._is_ordinary:
-            why = error_type_of(error) if error else None
-            self._emit(events.BatchEnded(self._emitter.now(), self._batch, answered, failed, retried, why))
+            error_type = error_type_of(error) if error else None
+            self._emit(events.BatchEnded(self._emitter.now(), self._batch, answered, failed, retried, error_type))
 
     def _emit(self, event: Event) -> None:
         """Emit an event by itself, after the waits before it."""
@@ -129,7 +131,7 @@ class BatchObserver:
 
 
 def error_type_of(error: BaseException) -> str:
-    """The kind of an error, in a few words of a fixed list."""
+    """The kind of an error; see `CallEnded`."""
     match error:
         case TransientError():
             return error.kind
@@ -143,5 +145,5 @@ def error_type_of(error: BaseException) -> str:
 
 
 def error_words_of(error: BaseException) -> str | None:
-    """The message of an error of ours; others may hold a secret or the text of a row."""
+    """The message of an error of our own; `None` for others, which may contain a secret or the text of a row."""
     return str(error) if isinstance(error, OndineError) else None

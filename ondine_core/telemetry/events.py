@@ -1,8 +1,8 @@
 """Events of a run, as frozen values: the one stream that every observer reads.
 
-An event refers to what it belongs to (a call to its batch, a batch to its run), so it is small and has every id. It
-holds no prompt and no reply unless an observer asked for them, and never a secret. Events are named tuples because they
-are made in the run's own thread, call by call: a frozen dataclass takes four times as long.
+An event refers to the object it belongs to (a call to its batch, a batch to its run), so it is small and has all ids.
+It has no prompt and no reply unless an observer asked for them, and never a secret. Events are named tuples because
+they are made in the run's own thread, call by call: a frozen dataclass takes four times as long.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ondine_core.types.values import Message, Usage
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """A table that is asked about; two are the same only if they are one object.
+    """A run over a table; runs are equal only if they are one object.
 
     Args:
         origin: Run id, asset and partition, as in the ledger.
-        model: The model that is asked first, as the user names it.
+        model: The first model, as the user names it.
         rows: Number of rows.
-        traceparent: The trace it is a part of, in W3C's notation, if the caller named one.
+        traceparent: The trace that the run belongs to, in W3C's notation, if the caller named one.
     """
 
     origin: Origin
@@ -35,7 +35,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
-    """The model that is asked, and its address if it is another process and known; one object a model and run."""
+    """The model that is asked, and its host and port if they are known; one object a model and run."""
 
     provider: str
     model: str
@@ -44,9 +44,9 @@ class Endpoint:
 
 
 class AskedBatch(NamedTuple):
-    """Prompts that are asked together, until all of them are settled or are asked again in smaller batches.
+    """Prompts that are asked together.
 
-    `number` counts the batches of a run from 1; `attempt` is 1 when the prompts are asked for the first time.
+    `number` counts the batches of a run from 1; `attempt` is 1 if the prompts are asked for the first time.
     """
 
     run: Run
@@ -85,8 +85,8 @@ class Progressed(NamedTuple):
 class RunEnded(NamedTuple):
     """A run is over.
 
-    `progress` is the last one, as in the report; `None` if the run ended before it began. `error_type` and `error` say
-    what ended it early, as in `CallEnded`.
+    `progress` is the last one, as in the report; `None` if there was none. `error_type` and `error` say why it ended
+    early, as in `CallEnded`.
     """
 
     at: float
@@ -97,10 +97,10 @@ class RunEnded(NamedTuple):
 
 
 class BatchEnded(NamedTuple):
-    """A batch is settled, as far as it can be.
+    """A batch is over.
 
-    Of its prompts some are `answered`, some have `failed` for good, and those `retried` are asked again in other
-    batches; `error_type` says why no call of it brought anything, as in `CallEnded`.
+    The numbers are those of its prompts that are `answered`, have `failed` finally, or are asked again in other batches
+    (`retried`). `error_type` says why the batch has no reply, as in `CallEnded`.
     """
 
     at: float
@@ -112,19 +112,19 @@ class BatchEnded(NamedTuple):
 
 
 class CallEnded(NamedTuple):
-    """A call brought a reply, or failed.
+    """A call got a reply, or failed.
 
     Args:
-        sent: Its entry in the ledger: its id, why it was made, and the most that it could cost.
-        duration_s: Seconds the model took.
+        sent: Its entry in the ledger: its id, the reason for it, and the most that it could cost.
+        duration_s: Seconds that the model took.
         usage: Tokens billed; `None` if none were, or if that is not known.
-        usd: What they cost, `None` when the price or the tokens are not known.
-        finish_reason: The provider's word for why the reply ended.
-        request_id: The provider's name for the call.
-        model: The model that answered, in the provider's words.
-        error_type: `"limited"`, `"overloaded"` or `"broken"` (it may be made again), `"refused"` (never as it is),
-            `"fatal"` (no call succeeds), `"cancelled"`, or the name of another exception.
-        error: The message of an error of ours, which holds no secret and no text of a row.
+        usd: The cost; `None` if the price or the tokens are not known.
+        finish_reason: The provider's finish reason.
+        request_id: The provider's id of the call.
+        model: The provider's name of the model that answered.
+        error_type: `"limited"`, `"overloaded"` or `"broken"` (the call may be made again), `"refused"` (never as it
+            is), `"fatal"` (no call succeeds), `"cancelled"`, or the name of another exception.
+        error: The message of an error of our own, which contains no secret and no text of a row.
         content: The messages and the reply, if an observer asked for them.
     """
 
@@ -143,11 +143,11 @@ class CallEnded(NamedTuple):
 
 
 class CallsEnded(NamedTuple):
-    """Calls to one model that answered all their prompts, in one event for observers that do not want one for each.
+    """Calls to one model that answered all their prompts, gathered for observers that limit calls a second.
 
-    All have the same `stage` (see `CallStarted`). The first left at `began_at`, the last ended at `at`. The tuples hold
-    how long each took, what it was billed for, what it cost (`None`: not known), and how long calls waited, as in
-    `Held` and `Booked`.
+    All have the same `stage` (see `CallStarted`). The first was sent at `began_at`, the last ended at `at`. The tuples
+    have the durations, billed tokens and costs (`None`: not known) of the calls, and their waits as in `Held` and
+    `Booked`.
     """
 
     at: float
@@ -172,7 +172,7 @@ class Retried(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The most that a call can cost is held in every budget, after `waited_s` seconds."""
+    """The most that a call can cost is reserved in all budgets, after a wait of `waited_s` seconds."""
 
     at: float
     batch: AskedBatch
@@ -181,7 +181,7 @@ class Held(NamedTuple):
 
 
 class Booked(NamedTuple):
-    """A call and its expected tokens are booked with the rate limit; its turn came after `waited_s` seconds."""
+    """The rate limit admits a call with its expected tokens, after a wait of `waited_s` seconds."""
 
     at: float
     batch: AskedBatch
@@ -190,7 +190,7 @@ class Booked(NamedTuple):
 
 
 class RowsFailed(NamedTuple):
-    """Rows have no answer, for one reason; a fallback may still answer those that are out of reach.
+    """Rows have no answer, for one reason; a fallback may still answer rows that the model could not be asked about.
 
     `batch` is `None` if they were not asked; `reason` and `detail` are those of `Failure`.
     """
@@ -214,15 +214,15 @@ def figures_of(event: BatchEnded | Retried | Held | Booked | RowsFailed) -> dict
 
 
 class Observer(Protocol):
-    """Takes events, one at a time, in a thread of its own; any function of an event is one.
+    """A function of an event, which is called for one event at a time in a thread of its own.
 
     It may have four attributes:
 
     - `wants`: the event types that it receives; by default all.
-    - `content`: whether calls carry their messages and replies.
-    - `calls_per_second`: how many ordinary calls a second, and a hundred more at the start, it receives one by one;
-      the others arrive together, as `CallsEnded`. By default all arrive one by one.
-    - `close(timeout_s)`: called once, after the last event, if it was opened by name.
+    - `content`: whether events of calls have their messages and replies.
+    - `calls_per_second`: the number of ordinary calls a second, and a hundred more at the start, that it receives one
+      by one; the others arrive together, as `CallsEnded`. By default all arrive one by one.
+    - `close(timeout_s)`: called once, after the last event, if the observer was opened by name.
     """
 
     def __call__(self, event: Event, /) -> object:

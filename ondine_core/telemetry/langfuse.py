@@ -1,7 +1,7 @@
-"""Langfuse through its OTLP endpoint: the same spans with a few more attributes, without a package of its own.
+"""Sends spans to Langfuse through its OTLP endpoint, with a few more attributes, without Langfuse's package.
 
-Keys and host are those of Langfuse's own variables. `OTEL_EXPORTER_OTLP_HEADERS`, which holds keys for other
-collectors, is not sent there.
+Keys and host come from Langfuse's own variables. `OTEL_EXPORTER_OTLP_HEADERS`, which has keys for other collectors, is
+not sent there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ondine_core.errors import ConfigError
+from ondine_core.providers.settings import first_set
 from ondine_core.telemetry.attributes import Attributes
 from ondine_core.telemetry.events import Observer
 from ondine_core.telemetry.otel import SCOPE, OpenTelemetryObserver, find_caller, make_provider, require
@@ -28,12 +29,13 @@ _HOSTS = ("LANGFUSE_BASE_URL", "LANGFUSE_HOST")
 
 
 def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_second: float | None = 10.0) -> Observer:
-    """An observer that sends traces to Langfuse.
+    """Open an observer that sends traces to Langfuse.
 
     Args:
-        host: Where it is; by default what `LANGFUSE_BASE_URL` or `LANGFUSE_HOST` says, or else its cloud in Europe.
+        host: Its address; by default `LANGFUSE_BASE_URL` or `LANGFUSE_HOST`, else Langfuse's cloud in Europe.
         content: Whether generations have prompts and replies, unchanged.
-        calls_per_second: How many ordinary calls are a generation each, and a hundred more at the start; `None`: all.
+        calls_per_second: Ordinary calls a second with a generation of their own, and a hundred more at the start;
+            `None`: all.
     """
     require("opentelemetry.sdk", "langfuse", "otel")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -43,17 +45,16 @@ def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_s
     missing = [name for name, key in zip(_KEYS, keys, strict=True) if not key]
     if missing:
         raise ConfigError(f"The observer 'langfuse' needs the variable {' and '.join(missing)}.")
-    where = host or next((found for name in _HOSTS if (found := os.environ.get(name, "").strip())), _CLOUD)
-    exporter = OTLPSpanExporter(
-        f"{where.rstrip('/')}/api/public/otel/v1/traces", session=_session(base64.b64encode(":".join(keys).encode()))
-    )
+    root = (host or first_set(_HOSTS) or _CLOUD).rstrip("/")
+    session = _session(base64.b64encode(":".join(keys).encode()))
+    exporter = OTLPSpanExporter(f"{root}/api/public/otel/v1/traces", session=session)
     provider = make_provider(exporter, ALWAYS_ON)
     spans = Spans(provider.get_tracer(SCOPE), find_caller(), _describe)
     return OpenTelemetryObserver(spans, provider, owned=True, content=content, calls_per_second=calls_per_second)
 
 
 def _session(credentials: bytes) -> requests.Session:
-    """A session that sends these credentials and no header that variables name."""
+    """A session that sends these credentials, and not the headers in the variables of OTLP."""
     import requests
     from opentelemetry.util.re import parse_env_headers
 
@@ -71,7 +72,7 @@ def _session(credentials: bytes) -> requests.Session:
 
 
 def _describe(kind: Kind, attributes: Attributes) -> Mapping[str, Any]:
-    """The attributes that Langfuse expects: name, session and tags of the trace at each span, costs as an object."""
+    """The attributes that Langfuse expects: name, session and tags of the trace on each span, costs as an object."""
     asset, partition = attributes.get("ondine.asset"), attributes.get("ondine.partition")
     described = {
         "langfuse.trace.name": asset or "enrich",

@@ -1,7 +1,7 @@
-"""Log lines through structlog: a run's beginning, pace and end, and each new kind of failure; calls only when asked.
+"""Writes log lines with structlog: beginning, progress and end of a run, each new kind of failure, on request calls.
 
-A line carries the ids of the run, asset, partition, batch and call that it is about, and no text of prompts or replies.
-A million rows make a dozen lines: progress is logged every ten seconds, and each reason for failed rows once.
+A line has the ids of its run, asset, partition, batch and call, and no text of prompts or replies. A million rows make
+a dozen lines: progress is logged every ten seconds, and each reason for failed rows once.
 """
 
 from __future__ import annotations
@@ -41,19 +41,20 @@ class LineLogger(Protocol):
 def open_log(
     *, level: Level = "info", form: Form | None = None, every_s: float = _EVERY_S, logger: LineLogger | None = None
 ) -> Observer:
-    """An observer that logs.
+    """Open an observer that logs.
 
     Args:
-        level: `"debug"` has a line for every call, batch, hold and booking; `"warning"` only for what went wrong.
-        form: `"json"` or `"console"`; by default what the program has configured structlog to, or else console lines
-            in a terminal, and JSON elsewhere.
+        level: `"debug"` has a line for every call, batch, hold and booking; `"warning"` only for failures.
+        form: `"json"` or `"console"`; by default the program's configuration of structlog, without one console lines
+            in a terminal and JSON elsewhere.
         every_s: Seconds between two lines about the progress of a run.
         logger: Takes the lines, by default standard error.
     """
-    given = "json" if form is None else form
-    for name, value, valid in (("level", level, get_args(Level)), ("form", given, get_args(Form))):
+    valid_values = {"level": (level, get_args(Level)), "form": (form, (None, *get_args(Form)))}
+    for name, (value, valid) in valid_values.items():
         if value not in valid:
-            raise ConfigError(f"observers: {name}={value!r} of 'logging'; valid are {', '.join(map(repr, valid))}.")
+            names = ", ".join(repr(choice) for choice in valid if choice is not None)
+            raise ConfigError(f"observers: {name}={value!r} of 'logging'; valid are {names}.")
     return _Log(_make_logger(level, form, logger), level, every_s)
 
 
@@ -79,10 +80,10 @@ class _Log:
             case RunEnded():
                 self._run_ended(event)
             case events.RowsFailed():
-                # The first failure for a reason is news, the rest is in the figures at the end.
-                known = (event.run, event.reason)
-                level: Level = "debug" if known in self._reasons else "warning"
-                self._reasons.add(known)
+                # Only the first failure for a reason is a warning; the figures at the end have the others.
+                reason = (event.run, event.reason)
+                level: Level = "debug" if reason in self._reasons else "warning"
+                self._reasons.add(reason)
                 self._write(level, event, event.run, "rows failed", **figures_of(event))
             case events.CallEnded():
                 self._write("debug", event, event.batch.run, "call ended", **_call(event))
@@ -93,12 +94,12 @@ class _Log:
         if event.error_type is None:
             self._write("info", event, event.run, "run ended", **_progress(event))
         else:
-            why = {"error_type": event.error_type, "error": event.error}
-            self._write("warning", event, event.run, "run ended early", **why, **_progress(event))
+            error = {"error_type": event.error_type, "error": event.error}
+            self._write("warning", event, event.run, "run ended early", **error, **_progress(event))
         self._logged_at.pop(event.run, None)
-        self._reasons = {known for known in self._reasons if known[0] is not event.run}
+        self._reasons = {(run, reason) for run, reason in self._reasons if run is not event.run}
 
-    def _write(self, level: Level, event: Event, run: Run, what: str, **figures: Any) -> None:
+    def _write(self, level: Level, event: Event, run: Run, message: str, **figures: Any) -> None:
         batch = getattr(event, "batch", None)
         line = {
             "timestamp": dt.datetime.fromtimestamp(event.at, dt.UTC).isoformat(timespec="milliseconds"),
@@ -109,7 +110,7 @@ class _Log:
             **figures,
         }
         write = getattr(self._log, level)
-        write(what, **{key: _plain(value) for key, value in line.items() if value is not None})
+        write(message, **{key: _plain(value) for key, value in line.items() if value is not None})
 
 
 def _progress(event: events.Progressed | RunEnded) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _call(event: events.CallEnded) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Amounts to the last digit, seconds to a tenth of a millisecond."""
+    """A value for a line: decimals as exact text, floats with four decimals."""
     if isinstance(value, float):
         return round(value, 4)
     return str(value) if isinstance(value, Decimal) else value
@@ -159,25 +160,25 @@ def _make_logger(level: Level, form: Form | None, logger: LineLogger | None) -> 
     if form is None and logger is None and structlog.is_configured():
         configured: FilteringBoundLogger = structlog.get_logger("ondine")
         return configured
-    in_colour = form is None and logger is None and sys.stderr.isatty()
-    if form == "json" or (form is None and logger is None and not in_colour):
+    is_terminal = form is None and logger is None and sys.stderr.isatty()
+    if form == "json" or (form is None and logger is None and not is_terminal):
         render: Processor = structlog.processors.JSONRenderer()
     else:
-        render = structlog.dev.ConsoleRenderer(colors=in_colour, pad_event_to=0)
+        render = structlog.dev.ConsoleRenderer(colors=is_terminal, pad_event_to=0)
     processors: list[Processor] = [structlog.processors.add_log_level, render]
     if logger is not None:
         processors = [_without_time, render, _pass_on]
-    made: FilteringBoundLogger = structlog.wrap_logger(
+    wrapped: FilteringBoundLogger = structlog.wrap_logger(
         logger or structlog.WriteLogger(sys.stderr),
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         context_class=dict,
     )
-    return made
+    return wrapped
 
 
 def _without_time(_logger: object, _method: str, line: EventDict) -> EventDict:
-    """For a logger, which adds its own times and levels."""
+    """Remove the time of a line for a logger, which adds its own."""
     line.pop("timestamp", None)
     return line
 
@@ -186,4 +187,4 @@ def _pass_on(logger: LineLogger, method: str, line: Any) -> NoReturn:
     from structlog import DropEvent
 
     logger.log(getattr(logging, method.upper()), line)
-    raise DropEvent  # it has arrived
+    raise DropEvent  # structlog must not write it as well

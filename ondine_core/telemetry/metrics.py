@@ -1,7 +1,7 @@
-"""Counters and histograms of runs, as a fold over events; exporters only translate them.
+"""Computes counters and histograms of runs from events; exporters only translate them.
 
-Names, units and buckets are those of OpenTelemetry's conventions for generative AI where there are any. Folding takes a
-few microseconds a call here, and ten times as much with the instruments of a metrics library.
+Names, units and buckets follow OpenTelemetry's conventions for generative AI, as far as they have any. This takes a few
+microseconds a call, and the instruments of a metrics library would take ten times as long.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Labels: TypeAlias = tuple[str | int | None, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instrument:
-    """What is counted or, with upper bounds of buckets, measured; `keys` label its series.
+    """A counter, or with upper bounds of buckets a histogram; `keys` are the labels of its series.
 
-    Names are written as OpenTelemetry writes them, and units as UCUM does.
+    Names are in OpenTelemetry's notation, units in UCUM's.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Instrument:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """How often values fell between the bounds of a histogram: `counts` has one bucket more, for what is above all."""
+    """The values of a histogram: their `counts` by bucket, of which the last is above all `bounds`, and their sum."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -48,7 +48,7 @@ class Distribution:
     highest: float = -inf
 
     def plus(self, values: Sequence[float]) -> Distribution:
-        """With more values; one that equals a bound is below it."""
+        """This distribution with more values; a value equal to a bound counts below it."""
         counts = [*self.counts]
         for value in values:
             counts[bisect_left(self.bounds, value)] += 1
@@ -62,7 +62,7 @@ Series: TypeAlias = list[tuple[Mapping[str, str | int], Value]]
 
 _MODEL = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "server.address", "server.port")
 _SECONDS = tuple(0.01 * 2**power for power in range(14))
-"""0.01 to 81.92 s, as the convention has them."""
+"""0.01 to 81.92 s, as in the convention."""
 
 TOKENS = Instrument(
     "gen_ai.client.token.usage",
@@ -93,7 +93,7 @@ WAITS = Instrument(
 
 
 class Metrics:
-    """Folds events; may be read in another thread meanwhile."""
+    """An observer that computes the figures; other threads may read them meanwhile."""
 
     calls_per_second = 0.0
 
@@ -101,11 +101,11 @@ class Metrics:
         self._totals: dict[tuple[Instrument, Labels], int | Decimal] = defaultdict(int)
         self._distributions: dict[tuple[Instrument, Labels], Distribution] = {}
         self._rows: dict[Run, Counter[str]] = {}
-        # Runs of one process may share it, each in a thread of its own, and a scrape reads it in another.
+        # Runs of one process may share it from their threads, and a scrape reads it in another thread.
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Take account of an event."""
+        """Add an event to the figures."""
         with self._lock:
             match event:
                 case CallsEnded():
@@ -124,12 +124,12 @@ class Metrics:
                     self._measure(WAITS, ("rate", _asset(event.batch.run)), (event.waited_s,))
 
     def counters(self) -> Mapping[Instrument, Series[int | Decimal]]:
-        """What was counted."""
+        """The series of each counter."""
         with self._lock:
             return _by_instrument(self._totals)
 
     def histograms(self) -> Mapping[Instrument, Series[Distribution]]:
-        """What was measured."""
+        """The series of each histogram."""
         with self._lock:
             return _by_instrument(self._distributions)
 
@@ -148,13 +148,13 @@ class Metrics:
         counted, asset = self._rows.setdefault(event.run, Counter()), _asset(event.run)
         progress = event.progress
         if progress is not None:
-            now = {"answered": progress.rows_done - progress.rows_failed - progress.rows_skipped}
+            outcomes = {"answered": progress.rows_done - progress.rows_failed - progress.rows_skipped}
             if progress.rows_skipped:
-                now["skipped"] = progress.rows_skipped
-            if isinstance(event, RunEnded):  # before that, a fallback may still answer what has failed
-                now["failed"] = progress.rows_failed
+                outcomes["skipped"] = progress.rows_skipped
+            if isinstance(event, RunEnded):  # before that, a fallback may still answer failed rows
+                outcomes["failed"] = progress.rows_failed
                 self._totals[REUSED, (asset,)] += progress.rows_reused
-            for outcome, rows in now.items():
+            for outcome, rows in outcomes.items():
                 self._totals[ROWS, (outcome, asset)] += rows - counted[outcome]
                 counted[outcome] = rows
         if isinstance(event, RunEnded):
@@ -167,12 +167,12 @@ class Metrics:
             self._distributions[instrument, labels] = known.plus(values)
 
 
-def _by_instrument(known: Mapping[tuple[Instrument, Labels], Value]) -> Mapping[Instrument, Series[Value]]:
-    found: dict[Instrument, Series[Value]] = defaultdict(list)
-    for (instrument, labels), value in known.items():
-        named = {key: label for key, label in zip(instrument.keys, labels, strict=True) if label is not None}
-        found[instrument].append((named, value))
-    return found
+def _by_instrument(values: Mapping[tuple[Instrument, Labels], Value]) -> Mapping[Instrument, Series[Value]]:
+    series: dict[Instrument, Series[Value]] = defaultdict(list)
+    for (instrument, labels), value in values.items():
+        label_by_key = {key: label for key, label in zip(instrument.keys, labels, strict=True) if label is not None}
+        series[instrument].append((label_by_key, value))
+    return series
 
 
 def _asset(run: Run) -> str | None:

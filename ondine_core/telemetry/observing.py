@@ -1,7 +1,7 @@
 """Emits the beginning, the progress and the end of a run.
 
-The end waits for the observers, since a step's process ends with its run: for a few seconds, since a collector that is
-gone must not hold the step, and for less than one after an interrupt.
+The end waits for the observers, since a step's process ends with its run. It waits five seconds at most, since an
+unreachable collector must not delay the step, and less than one second after an interrupt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ondine_core.types.values import ModelSpec
 _PROGRESS_EVERY_S = 0.5
 _WAIT_TIMEOUT_S = 5.0
 _INTERRUPTED_WAIT_TIMEOUT_S = 0.8
-"""Less than the 1.5 s that are left after an interrupt, in which connections are closed, too."""
+"""Less than the 1.5 s that are left after an interrupt, since connections are also closed in that time."""
 
 
 class Observation:
@@ -40,7 +40,7 @@ class Observation:
         self.latest: Progress | None = None
 
     def emitter(self, spec: ModelSpec) -> EventEmitter:
-        """Emits the events of the model of `spec`."""
+        """An emitter of the events of the model of `spec`."""
         stream = self._stream
         return EventEmitter(self._run, _endpoint_of(spec), stream.emit, self._numbers, self._clock.now, stream.content)
 
@@ -61,24 +61,26 @@ async def observed(
     on_progress: Callable[[Progress], None],
     on_observer_error: Callable[[str], None],
 ) -> AsyncIterator[Observation]:
-    """The observation of a run; when it ends, the observers have seconds to finish.
+    """Observe a run; at its end, the observers have a few seconds to finish.
 
-    `on_progress` is called with or without observers; `on_observer_error` is called, from any thread, when an observer
+    `on_progress` is called with or without observers; `on_observer_error` is called, from any thread, if an observer
     fails or has missed events.
     """
     stream = Stream(open_observers(observers), on_observer_error)
     observation = Observation(run, stream, clock, on_progress)
-    why, words, wait_timeout_s = None, None, _WAIT_TIMEOUT_S
+    error_type: str | None = None
+    error_words: str | None = None
+    wait_timeout_s = _WAIT_TIMEOUT_S
     stream.emit(RunStarted(clock.now(), run))
     try:
         yield observation
     except BaseException as error:
-        why, words = error_type_of(error), error_words_of(error)
+        error_type, error_words = error_type_of(error), error_words_of(error)
         if not isinstance(error, Exception):
             wait_timeout_s = _INTERRUPTED_WAIT_TIMEOUT_S
         raise
     finally:
-        stream.emit(RunEnded(clock.now(), run, observation.latest, why, words))
+        stream.emit(RunEnded(clock.now(), run, observation.latest, error_type, error_words))
         if observers:
             await asyncio.to_thread(stream.close, wait_timeout_s)
 

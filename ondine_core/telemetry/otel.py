@@ -1,7 +1,7 @@
-"""Spans and metrics over OTLP, set up by the usual `OTEL_*` variables.
+"""Exports spans and metrics over OTLP, as the usual `OTEL_*` variables say.
 
-Where the program has a tracer provider, spans go through that one, with its sampler and its processors; otherwise the
-run has one, which is flushed and shut down at its end, since a step's process ends there, too.
+If the program has a tracer provider, spans go through that one, with its sampler and processors. Otherwise the run has
+a provider of its own, which is flushed and shut down at the end of the run, when the step's process also ends.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ SCOPE = "ondine"
 
 _EXPORT_EVERY_S = 60.0
 _MAX_SPANS = 20_000
-"""Spans that wait for the collector; the SDK's 2,048 are a second's worth where every call is recorded."""
+"""The most spans that wait for the collector; the SDK's 2,048 are those of a second if every call has a span."""
 
 
 def open_opentelemetry(
     *, content: bool = False, calls_per_second: float | None = 10.0, metrics: bool = True
 ) -> Observer:
-    """An observer that exports spans and metrics.
+    """Open an observer that exports spans and metrics.
 
     Args:
         content: Whether spans have prompts and replies, unchanged.
-        calls_per_second: Ordinary calls with a span of their own, and a hundred more at the start; `None`: all.
-        metrics: Whether metrics are exported, too.
+        calls_per_second: Ordinary calls a second with a span of their own, and a hundred more at the start; `None`:
+            all.
+        metrics: Whether metrics are also exported.
     """
     require("opentelemetry.sdk", "opentelemetry", "otel")
     from opentelemetry import trace
@@ -63,9 +64,9 @@ def open_opentelemetry(
 
 @dataclass
 class OpenTelemetryObserver:
-    """Exports spans, and metrics if there is somewhere to send them; an observer.
+    """An observer that exports spans, and metrics if it has an exporter for them.
 
-    The provider of the tracer is shut down in the end if it is `owned`.
+    The tracer provider is shut down at the end if it is `owned`.
     """
 
     spans: Spans
@@ -82,7 +83,7 @@ class OpenTelemetryObserver:
         self._resource = _with_id(self.provider.resource)
 
     def __call__(self, event: Event) -> None:
-        """Take account of an event."""
+        """Add an event to the spans and metrics, and export metrics from time to time."""
         self.spans(event)
         self._metrics(event)
         if time.monotonic() >= self._due:
@@ -90,16 +91,16 @@ class OpenTelemetryObserver:
             self._export_metrics()
 
     def close(self, timeout_s: float) -> None:
-        """Send what is left; spans and metrics at once, so that neither waits for the other's collector."""
-        end: Callable[[], object] = partial(self.provider.force_flush, int(1000 * timeout_s))
+        """Export the rest: spans in a thread, so that spans and metrics do not wait for each other's collector."""
+        flush: Callable[[], object] = partial(self.provider.force_flush, int(1000 * timeout_s))
         if self.owned:
-            end = self.provider.shutdown
-        ending = threading.Thread(target=end, name="ondine-spans", daemon=True)
-        ending.start()
+            flush = self.provider.shutdown
+        flushing = threading.Thread(target=flush, name="ondine-spans", daemon=True)
+        flushing.start()
         self._export_metrics()
         if self.exporter is not None:
             self.exporter.shutdown()
-        ending.join(timeout_s)
+        flushing.join(timeout_s)
 
     def _export_metrics(self) -> None:
         from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
@@ -112,7 +113,7 @@ class OpenTelemetryObserver:
 
 
 def require(module: str, observer: str, extra: str) -> None:
-    """Check that a package is there."""
+    """Refuse an observer whose package is not installed, with a `ConfigError`."""
     try:
         import_module(module)
     except ModuleNotFoundError:
@@ -122,13 +123,13 @@ def require(module: str, observer: str, extra: str) -> None:
 
 
 def make_provider(exporter: SpanExporter | None, sampler: Sampler | None = None) -> TracerProvider:
-    """A tracer provider of our own; without a sampler, that of `OTEL_TRACES_SAMPLER`."""
+    """A tracer provider of our own; by default its sampler is that of `OTEL_TRACES_SAMPLER`."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    named = "service.name" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "") or "OTEL_SERVICE_NAME" in os.environ
-    resource = Resource.create({} if named else {"service.name": SCOPE})
+    has_name = "service.name" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "") or "OTEL_SERVICE_NAME" in os.environ
+    resource = Resource.create({} if has_name else {"service.name": SCOPE})
     provider = TracerProvider(sampler, _with_id(resource), shutdown_on_exit=False)
     if exporter is not None:
         queue = None if "OTEL_BSP_MAX_QUEUE_SIZE" in os.environ else _MAX_SPANS
@@ -137,7 +138,7 @@ def make_provider(exporter: SpanExporter | None, sampler: Sampler | None = None)
 
 
 def _with_id(resource: Resource) -> Resource:
-    """With an id of its own, since sums of two processes under one name would overwrite each other."""
+    """`resource` with an instance id: otherwise the sums of two processes with one name would overwrite each other."""
     from opentelemetry.sdk.resources import Resource
 
     if "service.instance.id" in resource.attributes:
@@ -146,18 +147,19 @@ def _with_id(resource: Resource) -> Resource:
 
 
 def find_caller() -> Context | None:
-    """The span that is active here, or else the one that the variable `TRACEPARENT` names."""
+    """The context of the active span, else of the span in the variable `TRACEPARENT`; `None` without either."""
     from opentelemetry import context, trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     if trace.get_current_span().get_span_context().is_valid:
         return context.get_current()
-    carrier = {name: value for name in ("traceparent", "tracestate") if (value := os.environ.get(name.upper()))}
-    return TraceContextTextMapPropagator().extract(carrier) if carrier else None
+    carrier = {name: os.environ.get(name.upper(), "") for name in ("traceparent", "tracestate")}
+    headers = {name: value for name, value in carrier.items() if value}
+    return TraceContextTextMapPropagator().extract(headers) if headers else None
 
 
 def _exporter(signal: str, name: str) -> Any:
-    """The exporter of a signal that the variables ask for; `None` if they ask for none."""
+    """The exporter of a signal by the variables; `None` if they turn it off."""
     variable = f"OTEL_{signal.upper()}S"
     if os.environ.get(f"{variable}_EXPORTER", "").strip().lower() == "none":
         return None
@@ -184,20 +186,29 @@ def _sdk_metrics(metrics: Metrics, began_ns: int, now_ns: int) -> list[Metric]:
     )
 
     cumulative = AggregationTemporality.CUMULATIVE
-    found = []
+    sdk_metrics = []
     for instrument, totals in metrics.counters().items():
         numbers = [
             NumberDataPoint(labels, began_ns, now_ns, total if isinstance(total, int) else float(total))
             for labels, total in totals
         ]
         sums = Sum(numbers, cumulative, is_monotonic=True)
-        found.append(Metric(instrument.name, instrument.description, instrument.unit, sums))
+        sdk_metrics.append(Metric(instrument.name, instrument.description, instrument.unit, sums))
     for instrument, distributions in metrics.histograms().items():
         points = [
             HistogramDataPoint(
-                labels, began_ns, now_ns, sum(of.counts), of.sum, of.counts, of.bounds, of.lowest, of.highest
+                labels,
+                began_ns,
+                now_ns,
+                count=sum(values.counts),
+                sum=values.sum,
+                bucket_counts=values.counts,
+                explicit_bounds=values.bounds,
+                min=values.lowest,
+                max=values.highest,
             )
-            for labels, of in distributions
+            for labels, values in distributions
         ]
-        found.append(Metric(instrument.name, instrument.description, instrument.unit, Histogram(points, cumulative)))
-    return found
+        histogram = Histogram(points, cumulative)
+        sdk_metrics.append(Metric(instrument.name, instrument.description, instrument.unit, histogram))
+    return sdk_metrics

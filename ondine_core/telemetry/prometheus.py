@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: exposed for scraping, or pushed to a gateway if the process ends soon."""
+"""Metrics for Prometheus: exposed for scraping, or pushed to a gateway from processes that end soon."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _UNITS = {"s": "_seconds"}
 
 
 def open_prometheus(*, push_gateway: str | None = None, job: str = "ondine", push_every_s: float = 15.0) -> Observer:
-    """An observer that counts for Prometheus.
+    """Open an observer that computes metrics for Prometheus.
 
     Args:
-        push_gateway: Address of a push gateway, where figures of the run form a group of their own: one that several
-            runs share would only have those of the last. Without a gateway they are in the default registry of
-            `prometheus_client`, those of all runs of this process together.
-        job: Their job at the gateway.
-        push_every_s: Seconds between two pushes; the last is made when the run ends.
+        push_gateway: Address of a push gateway, where the figures of each run are a group of their own: in a common
+            group, each run would replace the figures of the one before. Without a gateway, the figures of all runs of
+            this process are in the default registry of `prometheus_client`.
+        job: The job of the figures at the gateway.
+        push_every_s: Seconds between two pushes; the last push is made when the run ends.
     """
     require("prometheus_client", "prometheus", "prometheus")
     return _process_metrics() if push_gateway is None else _Pushed(push_gateway, job, push_every_s)
 
 
 class _Collected(Metrics):
-    """Metrics of runs, which a registry collects; an observer."""
+    """An observer whose metrics a registry collects."""
 
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
@@ -47,14 +47,14 @@ class _Collected(Metrics):
             yield counter
         for instrument, distributions in self.histograms().items():
             histogram = HistogramMetricFamily(_name(instrument), instrument.description, labels=_labels(instrument))
-            for labels, of in distributions:
-                histogram.add_metric(_values(instrument, labels), _buckets(of), of.sum)
+            for labels, distribution in distributions:
+                histogram.add_metric(_values(instrument, labels), _buckets(distribution), distribution.sum)
             yield histogram
 
 
 @cache
 def _process_metrics() -> Metrics:
-    """One for the life of the process: a registry takes a collector once, and scrapes go on after a run."""
+    """The observer of this process: a registry takes a collector once, and scrapes continue after a run."""
     from prometheus_client import REGISTRY
 
     metrics = _Collected()
@@ -63,7 +63,7 @@ def _process_metrics() -> Metrics:
 
 
 class _Pushed(_Collected):
-    """Metrics of one run, which are pushed; an observer."""
+    """An observer that pushes the metrics of one run."""
 
     def __init__(self, gateway: str, job: str, every_s: float) -> None:
         from prometheus_client import CollectorRegistry
@@ -74,7 +74,7 @@ class _Pushed(_Collected):
         self._every_s = every_s
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        # A step that is attempted again has the same run, asset and partition.
+        # With an instance, since a repeated step has the same run, asset and partition.
         self._group = {"instance": secrets.token_hex(4)}
         self._due = time.monotonic() + every_s
 
@@ -95,10 +95,10 @@ class _Pushed(_Collected):
         push_to_gateway(self._gateway, self._job, self._registry, self._group, max(0.1, timeout_s))
 
 
-def _buckets(of: Distribution) -> list[tuple[str, float]]:
-    """Cumulative, as Prometheus has them."""
-    bounds = [*map(repr, of.bounds), "+Inf"]
-    return list(zip(bounds, map(float, accumulate(of.counts)), strict=True))
+def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
+    """The bounds and cumulative counts of the buckets, in Prometheus' form."""
+    bounds = [*map(repr, distribution.bounds), "+Inf"]
+    return list(zip(bounds, map(float, accumulate(distribution.counts)), strict=True))
 
 
 def _name(instrument: Instrument) -> str:

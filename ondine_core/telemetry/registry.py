@@ -1,6 +1,6 @@
-"""Observers by name: those of this package, those that other packages announce, and those that a program registers.
+"""Observers by name: those of this package, entry points of other packages, and those that a program registers.
 
-YAML and the Launchpad can only hold a name, or a mapping of a name and options; both are checked when they are
+In YAML and the Launchpad, an observer is a name or a mapping of a name and options; both are checked when they are
 declared, not when the run starts.
 """
 
@@ -26,13 +26,13 @@ ObserverSpec: TypeAlias = str | Mapping[str, Any] | Observer
 Factory = TypeVar("Factory", bound=Callable[..., Observer])
 
 _GROUP = "ondine.observers"
-_OURS = {
+_BUILT_IN = {
     "langfuse": "ondine_core.telemetry.langfuse:open_langfuse",
     "logging": "ondine_core.telemetry.log:open_log",
     "opentelemetry": "ondine_core.telemetry.otel:open_opentelemetry",
     "prometheus": "ondine_core.telemetry.prometheus:open_prometheus",
 }
-"""Written as entry points, and like those loaded when they are named: most steps name none."""
+"""In the form of entry points, and loaded like those when they are named: most steps name none."""
 _EVENTS = frozenset(get_args(Event))
 _FACTORIES: dict[str, Callable[..., Observer]] = {}
 
@@ -40,7 +40,7 @@ _FACTORIES: dict[str, Callable[..., Observer]] = {}
 def register_observer(name: str) -> Callable[[Factory], Factory]:
     """Register a function that makes an observer; its keyword arguments are the options that users may set.
 
-    A package announces the same function as an entry point of the group `ondine.observers`.
+    A package can declare such a function as an entry point of the group `ondine.observers` instead.
 
     Example:
         >>> @register_observer("print")
@@ -58,7 +58,11 @@ def register_observer(name: str) -> Callable[[Factory], Factory]:
 
 
 def check_observers(specs: Sequence[ObserverSpec]) -> None:
-    """Check that every observer is known, and takes the options it is given."""
+    """Refuse an unknown observer, and options that an observer does not have.
+
+    Raises:
+        ConfigError: One is not valid.
+    """
     if isinstance(specs, str | Mapping) or not isinstance(specs, Iterable):
         raise ConfigError(f"observers={specs!r} must be a sequence, such as [{specs!r}].")
     for spec in specs:
@@ -72,18 +76,18 @@ def check_observers(specs: Sequence[ObserverSpec]) -> None:
 
 def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:
     """Open the observers that `specs` name."""
-    opened: list[Opened] = []
+    all_opened: list[Opened] = []
     with ExitStack() as if_one_fails:
         for spec in specs:
             if isinstance(spec, str | Mapping):
                 name, factory, options = _factory_of(spec)
-                one = Opened(name, factory(**options), owned=True)
+                opened = Opened(name, factory(**options), owned=True)
             else:
-                one = Opened(getattr(spec, "__qualname__", type(spec).__qualname__), spec, owned=False)
-            if_one_fails.callback(_close, one)
-            opened.append(_with_declared_limits(one))
+                opened = Opened(getattr(spec, "__qualname__", type(spec).__qualname__), spec, owned=False)
+            if_one_fails.callback(_close, opened)
+            all_opened.append(_with_declared_limits(opened))
         if_one_fails.pop_all()
-    return opened
+    return all_opened
 
 
 def _close(opened: Opened) -> None:
@@ -92,7 +96,7 @@ def _close(opened: Opened) -> None:
 
 
 def _with_declared_limits(opened: Opened) -> Opened:
-    """With what attributes of the observer say that it wants, which is checked here."""
+    """`opened` with the limits that the attributes of its observer declare, which are checked here."""
     observe, rate = opened.observe, getattr(opened.observe, "calls_per_second", None)
     if rate is not None and not is_number(rate, 0):
         raise ConfigError(
@@ -116,7 +120,7 @@ def _factory_of(spec: str | Mapping[str, Any]) -> tuple[str, Callable[..., Obser
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"observers: {sorted(options)!r} lacks a name, as in {{'name': 'opentelemetry'}}.")
-    factory = _FACTORIES.get(name) or _announced(name)
+    factory = _FACTORIES.get(name) or _load_factory(name)
     parameters = inspect.signature(factory).parameters
     unknown = [option for option in options if option not in parameters]
     if unknown:
@@ -125,12 +129,13 @@ def _factory_of(spec: str | Mapping[str, Any]) -> tuple[str, Callable[..., Obser
     return name, factory, options
 
 
-def _announced(name: str) -> Callable[..., Observer]:
-    ours = [EntryPoint(name, _OURS[name], _GROUP)] if name in _OURS else ()
-    for entry in ours or entry_points(group=_GROUP, name=name):
+def _load_factory(name: str) -> Callable[..., Observer]:
+    """Load a built-in observer's function, or the entry point of this name."""
+    built_in = [EntryPoint(name, _BUILT_IN[name], _GROUP)] if name in _BUILT_IN else ()
+    for entry in built_in or entry_points(group=_GROUP, name=name):
         factory: Callable[..., Observer] = entry.load()
         return factory
-    others = sorted({*_OURS, *_FACTORIES, *entry_points(group=_GROUP).names})
+    others = sorted({*_BUILT_IN, *_FACTORIES, *entry_points(group=_GROUP).names})
     meant = did_you_mean(name, others)
     raise ConfigError(
         f"observers: there is no {name!r}.{meant} Known are {', '.join(map(repr, others))}; others are registered with "

@@ -1,7 +1,7 @@
 """Runs, batches and calls as spans, named by OpenTelemetry's conventions for generative AI.
 
-Ordinary calls beyond a rate arrive together and are one span, with their tokens and their cost added up, so sums over
-spans are always the run's own. A call that fails and a batch with rows that fail have spans of their own.
+Ordinary calls beyond a rate arrive together and are one span with their total tokens and cost, so sums over spans are
+always the totals of the run. Failed calls, and batches with failed rows, have spans of their own.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 Kind = Literal["run", "batch", "call"]
 Describe = Callable[[Kind, Attributes], Mapping[str, Any]]
-"""Further attributes of a span, by what it is and those that it has."""
+"""Returns further attributes of a span, from its kind and its other attributes."""
 _NOTES: Mapping[type, str] = {
     events.Retried: "retry",
     events.Held: "hold",
     events.Booked: "booking",
     events.RowsFailed: "rows failed",
 }
-"""Events that are noted on the span of their batch, and how."""
+"""Events that are added to the span of their batch, with their names there."""
 
 
 class Spans:
-    """Writes spans with `tracer`; an observer.
+    """An observer that writes spans with `tracer`.
 
-    Runs that name no parent are inside `parent`; `describe` has further attributes.
+    The spans of runs are inside `parent`, unless a run names another parent; `describe` adds attributes.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Spans:
         self._batches: dict[AskedBatch, Span] = {}
 
     def __call__(self, event: Event) -> None:
-        """Take account of an event."""
+        """Begin, end or annotate the span of an event."""
         match event:
             case events.CallsEnded():
                 span = self._start_call(of_calls(event), self._runs[event.run], event.began_at)
@@ -78,14 +78,14 @@ class Spans:
 
     def _end_run(self, event: RunEnded) -> None:
         for batch in [batch for batch in self._batches if batch.run is event.run]:
-            self._batches.pop(batch).end(_ns(event.at))  # cancelled, or its end was lost on the way
+            self._batches.pop(batch).end(_ns(event.at))  # it was cancelled, or the event of its end was dropped
         span = self._runs.pop(event.run)
         if event.progress is not None:
             span.set_attributes(of_progress(event.progress))
         _end(span, event.at, event.error_type, event.error)
 
     def _span_of(self, batch: AskedBatch) -> Span:
-        """The span of a batch, begun if it has none."""
+        """The span of a batch, which is begun when it is first needed."""
         if batch not in self._batches:
             attributes = self._described("batch", of_batch(batch))
             parent, began_ns = _inside(self._runs[batch.run]), _ns(batch.began_at)

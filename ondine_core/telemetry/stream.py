@@ -1,7 +1,7 @@
 """Passes events to the observers, each of which has a buffer and a thread of its own.
 
-The run only appends to buffers, so an observer that fails, is slow, or waits for a dead collector costs neither the run
-nor another observer anything: what does not fit into its buffer is dropped, counted, and reported at the end.
+The run only appends to buffers, so an observer that fails, is slow, or waits for a dead collector affects neither the
+run nor another observer. Events that do not fit into its buffer are dropped, counted, and reported at the end.
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ from ondine_core.telemetry.events import CallEnded, CallsEnded, Event, Observer,
 _log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.2
-"""Interval at which observers look for events; waking a thread for every event would cost more than the events."""
+"""The interval at which threads check their buffers; waking one for every event would cost more than the events."""
 _AT_ONCE = 64
-"""Events that are observed between two looks at the clock, which cost more than an event may."""
+"""Events that are observed between two readings of the clock, which may cost more than an event."""
 _NEVER_DROPPED = frozenset({RunStarted, RunEnded, CallsEnded})
-"""Taken although the buffer is full, since without them nothing adds up; they are few."""
+"""Accepted even if the buffer is full, since totals would be wrong without them; they are few."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An observer that is ready, what it is called in messages, whether it is closed after the run, and what it wants.
+    """An opened observer.
 
-    `wants` are the event types that it receives, and `calls_per_second` how many ordinary calls it receives one by one;
-    `None` stands for all.
+    Args:
+        name: Its name in messages.
+        observe: The observer.
+        owned: Whether it was opened for the run, and is closed after it.
+        wants: The event types that it receives; `None` for all.
+        content: Whether it receives the messages and replies of calls.
+        calls_per_second: Ordinary calls a second that it receives one by one; `None` for all.
     """
 
     name: str
@@ -44,16 +49,16 @@ class Opened:
     calls_per_second: float | None = None
 
     def close(self, timeout_s: float) -> None:
-        """Close it, if it was opened for the run and can be closed."""
+        """Close the observer if it is owned and can be closed."""
         close = getattr(self.observe, "close", None)
         if self.owned and close:
             close(timeout_s)
 
 
 class Stream:
-    """Hands every event to every observer that wants it; at most `capacity` events wait for one observer.
+    """Passes each event to all observers that want it; at most `capacity` events wait for one observer.
 
-    `on_observer_error` is called, from any thread, once when an observer fails, and at the end with what it missed.
+    `on_observer_error` is called, from any thread, when an observer first fails, and at the end if it missed events.
     """
 
     def __init__(
@@ -63,7 +68,7 @@ class Stream:
         capacity: int = 20_000,
     ) -> None:
         self.content = any(opened.content for opened in observers)
-        """Whether one of them wants the text of calls."""
+        """Whether an observer wants the text of calls."""
         self._threads: list[_ObserverThread] = []
         self._samplers: dict[float | None, tuple[CallSampler, list[_ObserverThread]]] = {}
         for opened in observers:
@@ -73,14 +78,14 @@ class Stream:
             self._samplers.setdefault(rate, (CallSampler(rate), []))[1].append(thread)
 
     def emit(self, emitted: Emitted) -> None:
-        """Take an event, in the run's own thread; it is observed in others."""
+        """Put an event into the buffers of the observers, without waiting."""
         for sampler, threads in self._samplers.values():
-            for one in sampler.receive(emitted):
+            for passed_on in sampler.receive(emitted):
                 for thread in threads:
-                    thread.give(one)
+                    thread.put(passed_on)
 
     def close(self, timeout_s: float) -> None:
-        """Let the observers finish, for at most some seconds."""
+        """Wait until the observers have finished, for at most `timeout_s` seconds."""
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.finish(deadline)
@@ -102,8 +107,8 @@ class _ObserverThread:
         self._thread = threading.Thread(target=self._work, name=f"ondine-observer-{opened.name}", daemon=True)
         self._thread.start()
 
-    def give(self, emitted: Emitted) -> None:
-        """Take what the observer wants and the buffer holds."""
+    def put(self, emitted: Emitted) -> None:
+        """Put the events that the observer wants into its buffer, as far as there is room."""
         wants = self._opened.wants
         for event in emitted.events() if isinstance(emitted, OrdinaryCall) else (emitted,):
             if wants is not None and type(event) not in wants:
@@ -117,12 +122,12 @@ class _ObserverThread:
             self._waiting.append(event)
 
     def finish(self, deadline: float) -> None:
-        """Ask the thread to end."""
+        """Let the thread end after the events in the buffer, or at `deadline`."""
         self._deadline = deadline
         self._ends.set()
 
     def wait(self) -> None:
-        """Wait for the thread, and tell what the observer missed."""
+        """Wait for the thread, and report what the observer missed."""
         self._thread.join(max(0.0, self._deadline - time.monotonic()))
         unseen = len(self._waiting)
         missed, seen = self._dropped + unseen, self._taken - unseen
@@ -145,8 +150,8 @@ class _ObserverThread:
             for _ in range(min(_AT_ONCE, len(self._waiting))):
                 self._try(self._opened.observe, self._waiting.popleft())
             if len(self._waiting) < self._capacity // 2:
-                # It rests as long as it has computed, so that it takes half of the interpreter's time at most; unless
-                # half of its buffer is full, since it was asked for all of it.
+                # Pause for as long as it has computed, so it takes at most half of the interpreter's time; but not
+                # while half of its buffer is full.
                 self._ends.wait(time.thread_time() - began)
 
     def _try(self, call: Callable[[Any], object], argument: Any) -> None:
@@ -155,7 +160,7 @@ class _ObserverThread:
         except BaseException as error:  # noqa: BLE001  (no error of an observer ends the run)
             self._failed += 1
             if self._failed == 1:
-                # The text of the error may say anything; who wants it sets the level.
+                # The text of the error may contain anything, so it is logged at the level debug only.
                 _log.debug("An observer failed.", exc_info=True)
                 self._report_error(
                     f"failed with {type(error).__name__}; the run continues without the events on which it fails."
