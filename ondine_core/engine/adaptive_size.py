@@ -1,4 +1,4 @@
-"""How many rows the next call carries, and what there is room for in it: fixed, or found out as replies come."""
+"""The number of rows of the next call and its capacity: fixed, or learned from replies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ondine_core.types.values import Batch, Item, Reply
 
 
 class BatchSizes:
-    """How many rows the next call may carry, and what there is room for in it; learns from replies."""
+    """The number of rows of the next call, and its capacity in tokens; both are learned from replies."""
 
     def __init__(self, task: Task, runtime: Runtime, policy: Policy, batch_size: int | Literal["auto"]) -> None:
         max_rows = runtime.model.max_batch_size
@@ -36,7 +36,7 @@ class BatchSizes:
             )
 
     def pack(self, prompts: Iterable[Item]) -> Iterator[Batch]:
-        """Put prompts into batches, as they are wanted."""
+        """Put prompts into batches, lazily."""
         return pack(prompts, self._take, self._max_repairs, lambda: self.capacity)
 
     def _take(self) -> int:
@@ -48,11 +48,11 @@ class BatchSizes:
 
     @property
     def fixed_size(self) -> int | None:
-        """The fixed size, `None` where it is found out."""
+        """The fixed number of rows, `None` if it is learned."""
         return None if self._adaptive else self._fixed
 
     def learn(self, batch: Batch, answered: int, reply: Reply) -> None:
-        """Take account of the reply to a batch."""
+        """Learn from the reply to a batch, of which `answered` rows have an answer."""
         rows = len(batch.items)
         if self.capacity:
             cut = finish_kind(reply.finish_reason) == "cut"

@@ -1,9 +1,9 @@
 """Makes one call: admission, reservation, ledger entry, request, settlement.
 
-The order keeps the laws. A concurrency slot comes first. The worst-case cost is reserved and the rate booked before the
-call is recorded in the ledger, and it is recorded before it leaves: a call that is not in the ledger was never made.
-The slot is freed when the answers are queued for commit, not when they are durable: the store is FIFO, so the next call
-is recorded, and leaves, after that commit, and a kill costs at most the calls in flight.
+The laws depend on this order. A call first gets a concurrency slot. Then its worst-case cost is reserved and the rate
+is booked, then it is recorded in the ledger, then it leaves: a call that is not in the ledger was never made. The slot
+is freed when the answers are queued for commit, not when they are durable: the store is FIFO, so the next call is
+recorded, and leaves, after that commit, and a kill costs at most the calls in flight.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ondine_core.engine.cached_prefix import CachedPrefixes
 from ondine_core.engine.interpreting import BatchResult
 from ondine_core.engine.provider_health import ProviderHealth
 from ondine_core.engine.run_context import RunContext
-from ondine_core.engine.settlement import NOTHING, charge_call, finish_call
+from ondine_core.engine.settlement import NO_CHARGE, charge_call, finish_call
 from ondine_core.errors import (
     FatalError,
     InvalidReplyError,
@@ -38,25 +38,26 @@ from ondine_core.telemetry.emitter import BatchObserver
 from ondine_core.types.ledger import CallFinished, CallReason, CallStarted
 from ondine_core.types.values import Call, Key, Reply, Usage
 
-_NOT_KNOWN = Charge(None)
+_UNKNOWN_CHARGE = Charge(None)
 
 
 @dataclass(slots=True)
 class PendingCall:
-    """A call that may leave, what it holds until it ends, and what is known of how it ends.
+    """A call, the resources that it holds until it ends, and its outcome.
 
-    `start` sets the tier of the `call`. Unless `keep`, its answers are not stored; the ledger has the call anyway.
+    `Caller.start` sets the tier of the `call`. Unless `keep`, its answers are not stored; its ledger entry always is.
 
     Attributes:
-        taken: Prompts for which it must not leave.
+        taken: Prompts because of which it must not leave.
         leads: Whether other calls wait until it has brought their prefix into the provider's cache.
-        slot: Its concurrency slot, for as long as it counts as a call in flight.
-        reserved: What is reserved for it in budgets.
-        tokens: What is booked for it of the rate.
-        charge: What it cost: nothing before it leaves.
-        usage: The tokens that were billed for it, `None` for none.
-        took_s: How long that took.
-        ending: How it ended for the limits, and `retry_after_s` the wait that its refusal asked for.
+        slot: Its concurrency slot, `None` before and after it has one.
+        reserved: Its reservations in budgets.
+        tokens: The tokens that are booked for it.
+        charge: Its cost, nothing before it leaves.
+        usage: The tokens that were billed, `None` for none.
+        took_s: Seconds from request to reply or error.
+        ending: How it ended, for the limits.
+        retry_after_s: The wait that its refusal asked for.
     """
 
     call: Call
@@ -69,7 +70,7 @@ class PendingCall:
     slot: InFlightCall | None = None
     reserved: tuple[Reservation, ...] = ()
     tokens: int = 0
-    charge: Charge = NOTHING
+    charge: Charge = NO_CHARGE
     usage: Usage | None = None
     took_s: float = 0.0
     ending: CallOutcome | None = None
@@ -86,13 +87,13 @@ class Caller:
         self._health = health
         self._prefixes = None if rule is None else CachedPrefixes(rule.life_s, run.clock.elapsed)
         self._numbers = count()
-        # Texts that every call repeats are counted once.
+        # The tokens of texts that every call repeats are counted once.
         self._count = lru_cache(maxsize=64)(run.runtime.count)
 
     async def start(self, pending: PendingCall) -> CallStarted:
-        """Get a call ready to leave, unless prompts of it are `taken`, and return its entry in the ledger.
+        """Prepare a call to leave, and return its entry in the ledger; it must not leave if prompts are `taken`.
 
-        What it holds is given back by `end`, however this ends.
+        `end` must be called in any case, and gives back what the call holds.
 
         Raises:
             BudgetExhaustedError: It does not fit into the budget.
@@ -113,12 +114,12 @@ class Caller:
             await self._run.runtime.budgets.settle(pending.reserved, pending.charge.usd)
 
     async def send(self, pending: PendingCall, sent: CallStarted) -> Reply | RefusedError:
-        """Send a call, and return what the model replied, or why the provider refuses its content.
+        """Send a call, and return the model's reply, or the error with which the provider refuses its content.
 
         Raises:
             TransientError: It failed and may be made again.
             FatalError: No call succeeds.
-            StoreError: The lease cannot be renewed, or that it failed cannot be kept.
+            StoreError: The lease cannot be renewed, or the failure cannot be stored.
         """
         run = self._run
         try:
@@ -131,7 +132,7 @@ class Caller:
         tracker = run.run_state.tracker
         tracker.sent()
         pending.observer.sent(sent, pending.call)
-        pending.charge = _NOT_KNOWN  # until it comes back
+        pending.charge = _UNKNOWN_CHARGE  # until it has ended
         try:
             reply, pending.usage = await self._ask(pending, sent)
         except BaseException as error:
@@ -158,10 +159,11 @@ class Caller:
         self, pending: PendingCall, sent: CallStarted, reply: Reply | RefusedError, result: BatchResult
     ) -> None:
         """Store the result of a call; returns when it is durable."""
-        run, usage = self._run, pending.usage
+        run = self._run
+        usage = pending.usage
         is_ordinary = not (result.failures or result.retry)
         pending.observer.on_reply(reply, pending.charge.usd, pending.took_s, ordinary=is_ordinary)
-        hold_off_s = self._capped(reply.hold_off_s) if isinstance(reply, Reply) else 0.0
+        hold_off_s = self._accept_wait(reply.hold_off_s) if isinstance(reply, Reply) else 0.0
         if hold_off_s:
             self._admission.hold_off(hold_off_s)
         kept = result if pending.keep else BatchResult()
@@ -171,7 +173,7 @@ class Caller:
         limiter = run.runtime.limiter
         if limiter and usage is not None:
             limiter.correct(pending.tokens, usage.input_tokens + usage.output_tokens)
-        await self._tell_others(hold_off_s)
+        await self._share_hold_off(hold_off_s)
 
     # -- before it leaves ------------------------------------------------------------------------------------------
 
@@ -187,7 +189,7 @@ class Caller:
             pending.call = replace(call, tier=self._health.tier)
 
     async def _reserve(self, pending: PendingCall) -> Decimal | None:
-        """Reserve the most that the call can cost, and return it; `None` if that is not known."""
+        """Reserve the maximum cost of the call, and return it in USD; `None` if unknown."""
         run = self._run
         bound_usd = run.run_state.tracker.bound(pending.call)
         if run.runtime.budgets is not None and bound_usd is not None:
@@ -210,10 +212,10 @@ class Caller:
         pending.observer.booked(tokens, run.clock.elapsed() - began)
 
     async def _record(self, pending: PendingCall, bound_usd: Decimal | None) -> CallStarted:
-        """Record the call in the ledger, unless prompts of it are in flight in other runs."""
+        """Record the call in the ledger, unless other runs have prompts of it in flight."""
         run, others = self._run, self._run.others
         sent = CallStarted(
-            others.own.run + next(self._numbers).to_bytes(8),  # numbered, since randomness for each would take longer
+            others.own.run + next(self._numbers).to_bytes(8),  # a number takes less time than a random id
             run.origin,
             run.task.model.model,
             pending.reason,
@@ -222,7 +224,7 @@ class Caller:
             bound_usd,
             others.own.task if pending.keep else b"",
             others.is_shared,
-            others.is_known_unanswered(pending.keys),
+            others.has_unreadable(pending.keys),
         )
         try:
             taken = await run.runtime.store.send(sent)
@@ -235,7 +237,7 @@ class Caller:
         return sent
 
     async def _ensure_lease(self, sent: CallStarted) -> None:
-        """Make sure, before a call leaves, that the lease is still held: the process may have been suspended."""
+        """Check, before a call leaves, that the lease is still held, since the process may have been suspended."""
         lease = self._run.runtime.lease
         if lease is None or not lease.is_overdue():
             return
@@ -246,26 +248,26 @@ class Caller:
             raise
 
     async def _withdraw(self, sent: CallStarted) -> None:
-        """Record that a call never left, as far as the store takes it: otherwise its cost would count as unknown."""
+        """Try to record that a call never left; otherwise its cost would count as unknown."""
         with suppress(StoreError):
             await self._run.runtime.store.settle(CallFinished(sent, "refused"))
 
-    # -- when it comes back ----------------------------------------------------------------------------------------
+    # -- after it has ended ----------------------------------------------------------------------------------------
 
     async def _ask(self, pending: PendingCall, sent: CallStarted) -> tuple[Reply | RefusedError, Usage | None]:
-        """The reply or error of a call, and the billed tokens (`None`: none)."""
+        """Return the reply or refusal of a call, and the billed tokens, `None` for none."""
         try:
             reply = await self._call_model(pending)
         except RefusedError as error:
             return error, None if error.usage is None else check_usage(error.usage, "")
         except InvalidReplyError as error:
-            # Whether it is billed is not known, nor what it took beyond what is shown of it.
+            # Whether it is billed is unknown, and so are its tokens beyond the text that the provider shows.
             received = self._count(error.reply.text)
             return error.reply, Usage(self._expected_tokens(pending.call), output_tokens=received, is_complete=False)
         except FatalError as error:
             if self._health.is_about_the_row(error):
                 return RefusedError(error.refusal, fault="unclear"), None
-            self._run.stop.stop(error)  # before another call takes the place of this one
+            self._run.stop.stop(error)  # before the slot is freed for another call
             await self._settle_failed(pending, sent, error)
             raise
         except ProviderError as error:
@@ -290,22 +292,22 @@ class Caller:
             pending.took_s = elapsed() - began
 
     async def _settle_failed(self, pending: PendingCall, sent: CallStarted, error: ProviderError) -> None:
-        """Keep that a call failed; it costs nothing, unless that is not known."""
+        """Record that a call failed; it costs nothing, unless its cost is unknown."""
         pending.ending = "broken"
         if isinstance(error, TransientError):
             pending.ending = error.kind
-            pending.retry_after_s = self._capped(error.retry_after_s)
+            pending.retry_after_s = self._accept_wait(error.retry_after_s)
             if error.cost_unknown:
                 self._lose(sent)
                 return
-        pending.charge = NOTHING
+        pending.charge = NO_CHARGE
         self._leave(pending)
         if self._admission.limits.closed_since is not None:
-            await self._tell_others(pending.retry_after_s)
+            await self._share_hold_off(pending.retry_after_s)
         await self._run.runtime.store.settle(CallFinished(sent, "refused"))
 
     def _lose(self, sent: CallStarted) -> None:
-        """Note a call whose outcome was not seen."""
+        """Record a call of unknown outcome."""
         self._run.run_state.tracker.lost(sent.at_most_usd)
         self._run.unseen.update(sent.keys)
 
@@ -315,19 +317,20 @@ class Caller:
         if slot is not None:
             self._admission.leave(slot, pending.ending, pending.retry_after_s)
 
-    def _capped(self, seconds: float | None) -> float:
-        """A wait that a provider asks for; 0 for none, and for one that is too long to wait for."""
+    def _accept_wait(self, seconds: float | None) -> float:
+        """The wait that a provider asks for, 0 if there is none or it is too long."""
         wait_s = seconds or 0.0
         return wait_s if 0 < wait_s <= self._run.policy.retry.max_retry_after_s else 0.0
 
-    async def _tell_others(self, hold_off_s: float) -> None:
-        """Pass on the wait that a provider asks for to the other users of its rate."""
+    async def _share_hold_off(self, hold_off_s: float) -> None:
+        """Share the wait that a provider asks for with the other users of its rate."""
         if hold_off_s and self._run.runtime.limiter:
             await self._run.runtime.limiter.hold_off(hold_off_s)
 
     def _expected_tokens(self, call: Call) -> int:
-        """What the rate of tokens is booked for: the prompt's, and the replies' mean length so far."""
-        spend, count = self._run.run_state.tracker.spend, self._count
+        """The tokens to book for a call: those of its prompt, and the mean length of replies so far."""
+        spend = self._run.run_state.tracker.spend
+        count = self._count
         sent = count(call.json_schema.decode()) if call.json_schema else 0
         sent += sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
         if call.media:

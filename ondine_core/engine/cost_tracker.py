@@ -1,4 +1,4 @@
-"""What a run has used and spent so far, in tokens and `Decimal` dollars, and on what."""
+"""Tracks what a run has used and spent so far, in tokens and `Decimal` dollars."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ondine_core.types.values import Call, Tier, Usage
 
 
 class CostTracker:
-    """Says what calls can cost at most and what they did cost, and adds up those of one run.
+    """Computes the maximum cost and the cost of calls, and adds up the calls of one run.
 
     Args:
-        price: Price of the model, `None` when unknown.
-        max_output_tokens: The most tokens that one reply can have, `None` when unknown.
-        tier_prices: Prices by tier; by default `price` holds at each.
-        media_tokens: The most tokens that an image or document takes.
+        price: Price of the model, `None` if unknown.
+        max_output_tokens: Maximum number of tokens of one reply, `None` if unknown.
+        tier_prices: Prices by tier; by default `price` at each tier.
+        media_tokens: Returns the maximum number of tokens of an image or document.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class CostTracker:
         self._stages: dict[CallReason, UsageTotals] = {}
 
     def bound(self, call: Call) -> Decimal | None:
-        """The most USD that `call` can cost, `None` when that is not known."""
+        """Maximum cost of `call` in USD, `None` if unknown."""
         bound = self._list_bound(call)
         return None if bound is None else bound * self._excess
 
     def exceeded(self, call: Call, usd: Decimal) -> None:
-        """Take note that `call` cost more than its bound: of a provider that does so, later bounds are as much larger.
+        """Record that `call` cost more than its bound; later bounds are larger by the same factor.
 
-        Some do not count reasoning towards the bound on output tokens, or add text of their own to the prompt.
+        Some providers do not count reasoning towards the bound on output tokens, or add text to the prompt.
         """
         bound = self._list_bound(call)
         if bound:
             self._excess = max(self._excess, usd / bound)
 
     def _list_bound(self, call: Call) -> Decimal | None:
-        # A provider may answer at the standard tier what was asked at another, but not what is in a batch job.
+        # A provider may answer a call at the standard tier instead, but not a request of a batch job.
         tiers: set[Tier] = {call.tier} if call.tier == "batch" else {call.tier, "standard"}
         prices = [self._tier_prices[tier] for tier in tiers if tier in self._tier_prices]
         if len(prices) < len(tiers):
@@ -77,11 +77,11 @@ class CostTracker:
         return max(known) if len(known) == len(bounds) else None
 
     def sent(self) -> None:
-        """Count a request that leaves."""
+        """Count a call that leaves."""
         self._calls += 1
 
     def lost(self, bound_usd: Decimal | None) -> None:
-        """Count a request whose outcome was not seen, and that may have cost `bound_usd`."""
+        """Count a call of unknown outcome, which may have cost `bound_usd`."""
         self._unknown += 1
         self._unknown_usd = add_usd(self._unknown_usd, bound_usd)
 
@@ -93,12 +93,12 @@ class CostTracker:
         bound_usd: Decimal | None = None,
         tier: Tier | None = "standard",
     ) -> Charge:
-        """What a request that was billed is charged; the arguments are those of `answered`."""
-        # Call by call: what a token costs may depend on how long its prompt was.
+        """The charge for a call that was billed; see `answered` for the arguments."""
+        # Computed for each call, since the price of a token may depend on the length of the prompt.
         price = self._tier_prices.get(tier) if tier else None
         charge = decide_charge(usage, stated_usd, price, bound_usd)
         if charge.usd is None and price is None and self._tier_prices:
-            charge = self._charge_dearest(usage, bound_usd)
+            charge = self._charge_highest(usage, bound_usd)
         return charge
 
     def answered(
@@ -110,14 +110,14 @@ class CostTracker:
         bound_usd: Decimal | None = None,
         tier: Tier | None = "standard",
     ) -> Charge:
-        """Count a request that was billed.
+        """Count a call that was billed, and return its charge.
 
         Args:
             stage: Why it was made.
             usage: Its tokens.
-            stated_usd: What the provider says it costs.
-            bound_usd: The most it can cost, from `bound`.
-            tier: The price tier at which it was answered, `None` for one that is not known.
+            stated_usd: Its cost as stated by the provider.
+            bound_usd: Its maximum cost, from `bound`.
+            tier: The price tier at which it was answered, `None` if unknown.
         """
         self._answered += 1
         charge = self.charge(usage, stated_usd=stated_usd, bound_usd=bound_usd, tier=tier)
@@ -141,19 +141,19 @@ class CostTracker:
         for stage, totals in other._stages.items():
             self._stages[stage] = self._stages[stage] + totals if stage in self._stages else totals
 
-    def _charge_dearest(self, usage: Usage, bound_usd: Decimal | None) -> Charge:
-        """The charge for a reply of a tier without a known price: the most that the other tiers come to."""
+    def _charge_highest(self, usage: Usage, bound_usd: Decimal | None) -> Charge:
+        """The charge for a reply at a tier without a known price: the highest among the other tiers and the bound."""
         charges = [decide_charge(usage, None, price, bound_usd) for price in self._tier_prices.values()]
         known = [charge.usd for charge in charges if charge.usd is not None]
         return Charge(max((*known, bound_usd or Decimal(0)), default=None), at_most=True)
 
     @property
     def spend(self) -> Spend:
-        """The sum so far."""
-        # Asked for after every batch, and most runs have one stage only.
-        total = (
-            reduce(add, self._stages.values()) if self._stages else UsageTotals(usd=Decimal(0) if self._price else None)
-        )
+        """The calls, tokens and cost so far."""
+        if self._stages:
+            total = reduce(add, self._stages.values())
+        else:
+            total = UsageTotals(usd=Decimal(0) if self._price else None)
         return Spend(
             self._calls,
             self._answered,

@@ -1,8 +1,8 @@
-"""The definition of a task as a store keeps it, without rows: enough to compute the key of a row or of a text.
+"""The definition of a task in the store, without rows: enough to compute the key of a row or of a text.
 
 A definition must hold no secret. Parameters and addresses that may hold one are left out; then no key can be computed,
-and it has to be named instead. The user's salt and patterns are left out, too, and the code of cleaning functions is
-not known; then a key can be computed from the rendered text only.
+and the user has to give it. The user's salt and patterns and the code of cleaning functions are left out, too; then a
+key can be computed only from the rendered text.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _PLAIN_TEXTS = frozenset({"reasoning_effort", "service_tier", "stop", "truncatio
 class Definition:
     """What was asked.
 
-    `parts` is what is hashed before the text of a row, `None` if it may hold a secret. With `is_whole`, rows are
-    prepared and rendered as they were then.
+    `parts` is what is hashed before the text of a row, `None` if it may hold a secret. `is_whole` says that rows can be
+    prepared as they were in the run.
     """
 
     model: str
@@ -42,44 +42,50 @@ class Definition:
 
 
 def write_definition(task: Task) -> bytes:
-    """`task` as it is kept."""
+    """Convert `task` to its definition as JSON."""
     asked, identity = hashed_parts(task)
-    url, preparation = task.model.base_url, task.prompt.preparation
-    is_open = (url is None or _is_plain_url(url)) and _is_plain(task.model.params, "")
-    kept, reader = _write_preparation(preparation), task.prompt.reader
-    return orjson.dumps(
-        {
-            "model": task.model.model,
-            "parts": [asked.decode(), identity.decode()] if is_open else None,
-            "template": task.prompt.source,
-            "syntax": task.prompt.syntax,
-            "preparation": kept or {},
-            "is_whole": kept is not None,
-            **({"media": reader.options.identity} if reader is not None and reader.options.identity else {}),
-        }
-    )
+    url = task.model.base_url
+    has_no_secret = (url is None or _is_plain_url(url)) and _is_plain(task.model.params, "")
+    preparation = _write_preparation(task.prompt.preparation)
+    definition = {
+        "model": task.model.model,
+        "parts": [asked.decode(), identity.decode()] if has_no_secret else None,
+        "template": task.prompt.source,
+        "syntax": task.prompt.syntax,
+        "preparation": preparation or {},
+        "is_whole": preparation is not None,
+    }
+    reader = task.prompt.reader
+    if reader is not None and reader.options.identity:
+        definition["media"] = reader.options.identity
+    return orjson.dumps(definition)
 
 
 def read_definition(text: bytes) -> Definition:
-    """A definition as `write_definition` wrote it."""
+    """Parse a definition that `write_definition` wrote.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
     try:
-        kept = orjson.loads(text)
-        parts = None if kept["parts"] is None else (kept["parts"][0].encode(), kept["parts"][1].encode())
-        media = MediaOptions(**kept.get("media", {}))
-        preparation = find_preprocessing(kept["preparation"].get("clean", ()), kept["preparation"].get("sanitize"))
-        prompt = compile_prompt(Prompt(kept["template"], syntax=kept["syntax"], media=media), lambda _: "", preparation)
-        return Definition(kept["model"], parts, prompt, kept["is_whole"])
+        fields = orjson.loads(text)
+        parts = None if fields["parts"] is None else (fields["parts"][0].encode(), fields["parts"][1].encode())
+        media = MediaOptions(**fields.get("media", {}))
+        preparation = find_preprocessing(fields["preparation"].get("clean", ()), fields["preparation"].get("sanitize"))
+        template = Prompt(fields["template"], syntax=fields["syntax"], media=media)
+        prompt = compile_prompt(template, lambda _: "", preparation)
+        return Definition(fields["model"], parts, prompt, fields["is_whole"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ConfigError(f"The definition that the store has of this asset is damaged ({error}).") from error
 
 
 def keys_of_text(definition: Definition, text: str) -> list[Key]:
-    """The keys of `text`: as a rendered prompt, and as the value of the only column that the prompt reads."""
-    own = [_key(definition, text)]
+    """The keys of `text` as a rendered prompt, and as the value of the column if the prompt reads only one."""
+    keys = [_key(definition, text)]
     columns = definition.prompt.columns
     if len(columns) == 1 and definition.is_whole:
-        own += keys_of_row(definition, {columns[0]: text})
-    return own
+        keys += keys_of_row(definition, {columns[0]: text})
+    return keys
 
 
 def keys_of_row(definition: Definition, row: Mapping[str, Any]) -> list[Key]:
@@ -127,10 +133,11 @@ def _is_plain(value: Json, name: str) -> bool:
 
 
 def _write_preparation(preparation: Preprocessing | None) -> Mapping[str, Json] | None:
-    """The preprocessing of rows, as a user would write it; `None` if that needs code or secrets."""
+    """The preprocessing of rows as a user would write it; `None` if that needs code or secrets."""
     if preparation is None:
         return {}
-    steps, sanitizer = _write_steps(preparation.steps), preparation.sanitizer
+    steps = _write_steps(preparation.steps)
+    sanitizer = preparation.sanitizer
     if steps is None:
         return None
     if sanitizer is None:

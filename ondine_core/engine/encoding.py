@@ -1,4 +1,4 @@
-"""A batch as it is sent: the strategy that writes it, and the call that carries it."""
+"""Encodes a batch as a call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ondine_core.types.values import Batch, Call, Failure
 class EncodedBatch(NamedTuple):
     """A batch, and the call that carries it.
 
-    The ids of `batch` are those in the call; a prompt that is alone is sent as it is, whatever the strategy of the run.
+    `batch` has the ids of the call. `strategy` is that of the run; a single prompt is always sent as it is.
     """
 
     batch: Batch
@@ -26,7 +26,7 @@ class EncodedBatch(NamedTuple):
 
 
 def encode_batch(batch: Batch, task: Task, strategy: BatchStrategy, rng: random.Random | None = None) -> EncodedBatch:
-    """The call that carries `batch`; its rows get ids by `rng` if that is given."""
+    """Encode `batch` as a call; with `rng`, its rows get random ids."""
     if len(batch.items) == 1:
         strategy = ONE_PER_CALL
     elif rng is not None:
@@ -35,7 +35,7 @@ def encode_batch(batch: Batch, task: Task, strategy: BatchStrategy, rng: random.
 
 
 def find_oversize_prompt(encoded: EncodedBatch, task: Task, policy: Policy, window: int | None) -> Failure | None:
-    """The failure of a prompt that is alone in its call and cannot be sent, or not fit into the model's window."""
+    """The failure of a single prompt that cannot be sent, or does not fit into the model's context window."""
     items, call = encoded.batch.items, encoded.call
     has_media = bool(items[0].media)
     if (window is None and not has_media) or len(items) > 1:
@@ -43,6 +43,6 @@ def find_oversize_prompt(encoded: EncodedBatch, task: Task, policy: Policy, wind
     unsendable = find_unsendable(call, task.model) if has_media else None
     if unsendable is not None:
         return Failure("prompt", unsendable)
-    # The user's figure is for prompt and reply together; many listed ones are for the prompt alone.
+    # The user's figure is for prompt and reply together; many listed figures are for the prompt alone.
     reserved = task.model.max_output_tokens or 0 if policy.context_window else 0
     return find_oversize(call, window, reserved)

@@ -1,15 +1,15 @@
-"""Estimates what a run would take without asking the model: rows, calls, tokens, money and time.
+"""Estimates the rows, calls, tokens, money and time of a run, without asking the model.
 
-It does what a run does as far as that is free: the same prompts, look-up of known answers, packing, and tokens of the
-actual calls. Only the length of answers is unknown, so what depends on it is a range. Packing learns from replies; here
-it gets replies of the likely length that answer every row.
+It does everything that is free in a run: it renders the prompts, looks up known answers, packs batches, and counts the
+tokens of the actual calls. Only the lengths of answers are unknown, so figures that depend on them are ranges. Packing
+learns from replies; here it gets replies of the likely length that answer every row.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -44,16 +44,17 @@ from ondine_core.types.protocols import ChatModel, TokenCounter
 from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply, Skipped, Tier, Usage
 
 _BOUNDS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0))
-"""Of choices the shortest, the middle and the longest option; of texts half, once and twice the usual length."""
+"""For the least, likely and most tokens: the rank of an option among choices sorted by length, from 0 to 1, and the
+factor of the usual length of texts."""
 _SPREAD = (0.8, 1.0, 1.25)
-"""How much longer or shorter than those that are known the other answers may be."""
-_SEEN = 200
-"""Known answers whose lengths are taken as a sample."""
+"""Length of answers relative to the mean of known answers: least, likely and most."""
+_MAX_KNOWN = 200
+"""Maximum number of known answers whose lengths are measured."""
 _BLANKS = 1.3
-"""Models that write a blank after each comma and colon take this many times the tokens, at the most that is likely."""
+"""Factor for models that write a blank after each comma and colon; applied to the most tokens."""
 _AGAIN = Decimal("1.05")
-"""One call in twenty is made again, at the most that is likely."""
-_ID, _AROUND = '"id": 100, ', '{"answers":[]}'
+"""Factor for calls that are made again, one in twenty; applied to the highest cost."""
+_ID, _ENVELOPE = '"id": 100, ', '{"answers":[]}'
 _BATCHES_AT_ONCE = 200
 _ROWS_SHOWN = 3
 
@@ -62,7 +63,7 @@ Count: TypeAlias = Callable[[Sequence[str]], Awaitable[Sequence[int]]]
 
 
 class Range(NamedTuple, Generic[T]):
-    """A figure that is not known beforehand."""
+    """A figure that is not known beforehand; `least` and `most` bound what is plausible."""
 
     least: T
     likely: T
@@ -71,25 +72,25 @@ class Range(NamedTuple, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would take; of three figures the middle one is the likely one, and the others bound what is plausible.
+    """The estimate of a run.
 
     Args:
         rows: All rows.
         rows_reused: Rows whose answer is in the store.
-        rows_unaskable: Rows that no prompt can be made of.
+        rows_unaskable: Rows of which no prompt can be made.
         rows_skipped: Rows that are not asked about, since a column is null or blank.
         prompts: Unique prompts among the rows.
-        prompts_left: Those of them that would be asked.
-        calls: Calls that would carry them if all went well, those that calibrate among them.
-        input_tokens: Of these calls.
-        output_tokens: Of their replies, thinking included.
-        usd: What they cost, `None` when the price is unknown.
-        least_s: Seconds that they take at least, by the rates that are set; 0 without any.
+        prompts_left: Unique prompts that would be asked.
+        calls: Calls that would ask them if none fails, calibration included.
+        input_tokens: Tokens of these calls.
+        output_tokens: Tokens of their replies, reasoning included.
+        usd: Cost of these calls, `None` if the price is unknown.
+        least_s: Minimum duration in seconds by the rates that are set; 0 if there are none.
         sample: Calls about the first rows, as they would be sent.
-        limited_by: What makes calls carry fewer rows than asked for, in a sentence; `None` if nothing does.
-        usd_by_tier: What they cost at each price tier that the model has, as far as that is known.
-        advice: What of the prompt no prompt cache can reuse, and what to move; `None` if that is little.
-        reasoning_tokens: Which of the output tokens are thinking.
+        limited_by: Why calls carry fewer rows than the batch size, in a sentence; `None` if they do not.
+        usd_by_tier: Cost of these calls at each price tier of the model, if known.
+        advice: Which part of the prompt no prompt cache can reuse, and what to move; `None` if that is little.
+        reasoning_tokens: The part of the output tokens that is reasoning.
     """
 
     rows: int
@@ -111,9 +112,9 @@ class Estimate:
 
 
 async def estimate(table: Any, task: Task, options: Options, model: ChatModel | None = None) -> Estimate:
-    """What `answer` with the same arguments would take; nothing is asked, spent or kept.
+    """Estimate what `answer` with the same arguments would take; nothing is asked, spent or stored.
 
-    The arguments are those of `answer`; fallbacks are not taken into account.
+    Fallbacks are not taken into account.
     """
     check_media_model(task.prompt, task.model)
     names, rows, columns = read(table, task.prompt.columns)
@@ -123,33 +124,36 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         runtime = await open_runtime(task.model, store, options, stack, model)
         keys, first = await find_prompts(task, columns, options.policy)
         known: set[Key] = set()
-        seen: list[Answer] = []
-        async for found in look_up(store, options.policy, task, first):
-            known |= found.keys()
-            seen += [one for one in found.values() if isinstance(one, Answer)][: _SEEN - len(seen)]
+        answers: list[Answer] = []
+        async for outcomes in look_up(store, options.policy, task, first):
+            known |= outcomes.keys()
+            answers += [outcome for outcome in outcomes.values() if isinstance(outcome, Answer)]
+            del answers[_MAX_KNOWN:]
         pending = [(key, index) for key, index in first.items() if key not in known]
         count = _counter(task, runtime)
-        lengths = await _measure_answers(task, seen, count)
-        packed = Counter[int]()
+        lengths = await _measure_answers(task, answers, count)
+        batch_sizes = Counter[int]()
         tokens = 0
         limited_by = None
         oversize: set[Key] = set()
         window = options.policy.context_window or find_window(task.model)
         for part in _parts(pending, task, runtime, options, lengths):
-            batches = part.pack(task, columns)
-            while some := await asyncio.to_thread(lambda: list(islice(batches, _BATCHES_AT_ONCE))):  # noqa: B023
+            async for batches in _pack_in_thread(part.pack(task, columns)):
                 calls = []
-                for encoded in (encode_batch(batch, task, options.policy.strategy) for batch in some):
+                for batch in batches:
+                    encoded = encode_batch(batch, task, options.policy.strategy)
                     if find_oversize_prompt(encoded, task, options.policy, window):
-                        oversize.add(encoded.batch.items[0].key)
+                        oversize.add(batch.items[0].key)
                     else:
-                        packed[len(encoded.batch.items)] += 1
+                        batch_sizes[len(batch.items)] += 1
                         calls.append(encoded.call)
                 tokens += await _count_input(calls, count, runtime.media_tokens)
             limited_by = limited_by or part.explain()
-    number = packed.total()
-    thoughts = Range(*(thought * number for thought in expected_reasoning_tokens(task.model)))
-    output = Range(*map(add, lengths.total(packed), thoughts))
+    number = batch_sizes.total()
+    reasoning = Range(*(tokens_a_call * number for tokens_a_call in expected_reasoning_tokens(task.model)))
+    output = Range(*map(add, lengths.sum_replies(batch_sizes), reasoning))
+    tier_prices = runtime.tier_prices or {}
+    prices = {tier: tier_prices[tier] for tier in find_tiers(task.model) if tier in tier_prices}
     return Estimate(
         rows,
         rows_reused=sum(key in known for key in keys),
@@ -160,24 +164,26 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         calls=number,
         input_tokens=tokens,
         output_tokens=output,
-        usd=_cost(runtime.price, number, tokens, output, thoughts),
+        usd=None if runtime.price is None else _cost(runtime.price, number, tokens, output, reasoning),
         least_s=_least_s(options.rates, number, tokens + output.least),
         sample=_sample_calls(
             task, columns, pending or list(first.items()), options.policy.strategy, several_rows=part.sizes.several_rows
         ),
         limited_by=limited_by,
         advice=None if part.sizes.several_rows else explain_uncacheable(task.prompt, runtime.count),
-        usd_by_tier={
-            tier: usd
-            for tier in find_tiers(task.model)
-            if (usd := _cost((runtime.tier_prices or {}).get(tier), number, tokens, output, thoughts)) is not None
-        },
-        reasoning_tokens=thoughts,
+        usd_by_tier={tier: _cost(price, number, tokens, output, reasoning) for tier, price in prices.items()},
+        reasoning_tokens=reasoning,
     )
 
 
+async def _pack_in_thread(batches: Iterator[Batch]) -> AsyncIterator[list[Batch]]:
+    """The batches in groups; each group is packed in a thread."""
+    while group := await asyncio.to_thread(lambda: list(islice(batches, _BATCHES_AT_ONCE))):
+        yield group
+
+
 def example_calls(table: Any, task: Task, policy: Policy) -> tuple[Call, ...]:
-    """The calls that carry the first prompts of `table`, as they are sent; nothing is asked."""
+    """The calls that would ask the first prompts of `table`, as they would be sent; nothing is asked."""
     _, rows, columns = read(table, task.prompt.columns)
     texts = render(task.prompt, columns, range(rows), on_missing=policy.on_missing)
     _, first = dedup(texts, cache_key(task))
@@ -192,9 +198,9 @@ def _sample_calls(
     *,
     several_rows: bool,
 ) -> tuple[Call, ...]:
-    """The calls that would carry the first prompts, as they would be sent.
+    """The calls that would ask the first prompts, as they would be sent.
 
-    `asked` has keys, and a row that asks for each; with `several_rows`, one call carries several prompts.
+    `asked` has keys, each with a row that asks it; with `several_rows`, one call carries several prompts.
     """
     prompts = tuple(items(task, columns, asked[:_ROWS_SHOWN], with_fields=several_rows))
     batches = [Batch(prompts)] if several_rows and prompts else [Batch((prompt,)) for prompt in prompts]
@@ -202,7 +208,7 @@ def _sample_calls(
 
 
 def _counter(task: Task, runtime: Runtime) -> Count:
-    """Counts as the model does, or as near as can be: a run is on the safe side, an estimate is in the middle."""
+    """The model's own counter, or the best approximation: unlike a run, an estimate does not count cautiously."""
     if isinstance(runtime.model, TokenCounter):
         return runtime.model.count_tokens
     count = counter(task.model.listed_as, cautious=False)
@@ -210,7 +216,7 @@ def _counter(task: Task, runtime: Runtime) -> Count:
 
 
 async def _count_input(calls: Sequence[Call], count: Count, media_tokens: Callable[[Media], int]) -> int:
-    """The tokens of `calls`; what is the same in all of them is counted once."""
+    """Count the tokens of `calls`; texts that they have in common are counted once."""
     texts = [
         [remove_media(message.content, call.media) for message in call.messages] + [(call.json_schema or b"").decode()]
         for call in calls
@@ -223,38 +229,40 @@ async def _count_input(calls: Sequence[Call], count: Count, media_tokens: Callab
 
 @dataclass(frozen=True, slots=True)
 class _Lengths:
-    """Tokens of one answer in a batch, of the number of its id, and of what stands around the answers of a batch."""
+    """Tokens of one answer in a batch (its id included), of an id, and of the JSON around the answers of a batch."""
 
     answers: Range[float]
-    number: int
-    around: int
+    id: int
+    envelope: int
 
-    def of_reply(self, rows: int, length: float) -> float:
-        """Tokens of a reply with `rows` answers; one that comes alone has neither an id nor anything around it."""
-        return max(1, length - self.number) if rows == 1 else self.around + rows * length
+    def reply_tokens(self, rows: int, length: float) -> float:
+        """Tokens of a reply with `rows` answers of a length; a single answer has neither an id nor an envelope."""
+        return max(1, length - self.id) if rows == 1 else self.envelope + rows * length
 
-    def total(self, packed: Counter[int]) -> Range[int]:
+    def sum_replies(self, batch_sizes: Counter[int]) -> Range[int]:
         """Tokens of all replies, from the number of batches of each size."""
         least, likely, most = (
-            sum(self.of_reply(rows, length) * batches for rows, batches in packed.items()) for length in self.answers
+            sum(self.reply_tokens(rows, length) * batches for rows, batches in batch_sizes.items())
+            for length in self.answers
         )
         return Range(int(least), int(likely), int(most * _BLANKS))
 
 
-async def _measure_answers(task: Task, seen: Sequence[Answer], count: Count) -> _Lengths:
-    """The tokens of an answer, by those that were seen or else by the schema."""
-    number, around = await count([_ID, _AROUND])
-    if not seen:
+async def _measure_answers(task: Task, known: Sequence[Answer], count: Count) -> _Lengths:
+    """Measure the tokens of an answer by known answers, or else by the schema."""
+    id_tokens, envelope_tokens = await count([_ID, _ENVELOPE])
+    if not known:
         schema = task.schema.json_schema
         made_up = await count([make_up_answer(schema, rank, texts) for rank, texts in _BOUNDS])
-        return _Lengths(Range(*made_up), number, around)
-    counts = await count([orjson.dumps({"id": 100, **answer.values}).decode() for answer in seen])
-    return _Lengths(Range(*(sum(counts) / len(counts) * share for share in _SPREAD)), number, around)
+        return _Lengths(Range(*made_up), id_tokens, envelope_tokens)
+    counts = await count([orjson.dumps({"id": 100, **answer.values}).decode() for answer in known])
+    mean = sum(counts) / len(counts)
+    return _Lengths(Range(*(mean * factor for factor in _SPREAD)), id_tokens, envelope_tokens)
 
 
 @dataclass(slots=True)
 class _Part:
-    """Prompts that a run asks in one go, and what it takes.
+    """Prompts that a run asks with one batch size, and the calls that this takes.
 
     A run takes `workers` batches before it sees the first reply. A row of the first batch adds `row_tokens` to a call.
     """
@@ -279,13 +287,14 @@ class _Part:
             if len(in_flight) >= self.workers:
                 replied = in_flight.popleft()
                 rows = len(replied.items)
-                tokens = self.lengths.of_reply(rows, self.lengths.answers.likely)
+                tokens = self.lengths.reply_tokens(rows, self.lengths.answers.likely)
                 self.sizes.learn(replied, rows, Reply("", Usage(output_tokens=round(tokens))))
             yield batch
 
     def explain(self) -> str | None:
-        """Why there were more calls than the batch size takes, if there were."""
-        size, capacity = self.sizes.fixed_size, self.sizes.capacity
+        """Why there are more calls than the batch size requires, if there are."""
+        size = self.sizes.fixed_size
+        capacity = self.sizes.capacity
         if size is None or capacity is None or self.calls <= -(-len(self.pending) // size):
             return None
         bound = explain_bound(size, capacity, self.row_tokens) or f"batch_size={size} is reached only gradually"
@@ -295,36 +304,33 @@ class _Part:
 def _parts(
     pending: Sequence[tuple[Key, int]], task: Task, runtime: Runtime, options: Options, lengths: _Lengths
 ) -> Iterator[_Part]:
-    """What a run asks one after the other: a sample alone and in batches, if it calibrates, and then the rest."""
+    """The parts of a run, in order: if it calibrates, a sample alone and in batches; then the rest."""
     policy = options.policy
-    plan, size = policy.calibration, policy.batch_size
+    plan = policy.calibration
+    size = policy.batch_size
 
-    def part(some: Sequence[tuple[Key, int]], batch_size: int | Literal["auto"]) -> _Part:
-        workers = min(max_workers(runtime, policy), max(1, len(some)))
-        return _Part(some, BatchSizes(task, runtime, policy, batch_size), workers, lengths)
+    def make_part(prompts: Sequence[tuple[Key, int]], batch_size: int | Literal["auto"]) -> _Part:
+        workers = min(max_workers(runtime, policy), max(1, len(prompts)))
+        return _Part(prompts, BatchSizes(task, runtime, policy, batch_size), workers, lengths)
 
     if plan is not None and size != "auto":
         chosen = set(sample([key for key, _ in pending], max(plan.rows, size), options.clock.rng))
         sample_size = min(size, len(chosen))
         if sample_size > 1:
             sampled = [(key, row) for key, row in pending if key in chosen]
-            yield part(sampled, 1)
-            yield part(sampled, sample_size)
+            yield make_part(sampled, 1)
+            yield make_part(sampled, sample_size)
             pending = [(key, row) for key, row in pending if key not in chosen]
-    yield part(pending, size)
+    yield make_part(pending, size)
 
 
-def _cost(
-    price: Price | None, calls: int, tokens: int, replies: Range[int], thoughts: Range[int]
-) -> Range[Decimal] | None:
-    if price is None:
-        return None
+def _cost(price: Price, calls: int, tokens: int, output: Range[int], reasoning: Range[int]) -> Range[Decimal]:
     if not calls:
         return Range(Decimal(0), Decimal(0), Decimal(0))
-    # A price may depend on the length of a call, so it is that of the mean call, as often as there are calls.
+    # A price may depend on the length of a call, so the cost of the mean call is multiplied.
     least, likely, most = (
-        price.cost(Usage(-(-tokens // calls), 0, -(-reply // calls), thought // calls)) * calls
-        for reply, thought in zip(replies, thoughts, strict=True)
+        price.cost(Usage(-(-tokens // calls), 0, -(-output_tokens // calls), reasoning_tokens // calls)) * calls
+        for output_tokens, reasoning_tokens in zip(output, reasoning, strict=True)
     )
     return Range(least, likely, most * _AGAIN)
 

@@ -1,4 +1,4 @@
-"""A coroutine for ordinary code: an event loop in a thread of its own, which an interrupt of the caller stops."""
+"""Runs a coroutine from ordinary code, in a thread with its own event loop, which an interrupt of the caller stops."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ T = TypeVar("T")
 
 _TICK_S = 0.25
 _CLEAN_UP_S = 5.0
-"""Closing connections and a last commit take milliseconds, on a busy machine seconds; a step must not wait for more."""
+"""Maximum time for the cleanup: closing connections and a last commit take milliseconds, on a busy machine seconds."""
 
 
 def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], None] = lambda: None) -> T:
-    """Run a coroutine on an event loop in another thread, and wait for it.
+    """Run a coroutine on an event loop in another thread, and return its result.
 
-    An exception that lands here while waiting (KeyboardInterrupt, an orchestrator's own) cancels the coroutine, waits
-    until it has cleaned up, and goes on.
-
-    `tick` is called in this thread about four times a second while waiting.
+    An exception that is raised in the waiting thread (KeyboardInterrupt, or one of an orchestrator) cancels the
+    coroutine, and is raised again after its cleanup. `tick` is called in the waiting thread about four times a second.
     """
     result: Future[T] = Future()
     started = threading.Event()
@@ -46,7 +44,7 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
         except BaseException as error:  # noqa: BLE001  (it is raised in the waiting thread)
             result.set_exception(error)
 
-    # In the caller's context: spans of the run are parts of the span that is active there.
+    # In the caller's context, so that spans of the run are children of the active span.
     worker = threading.Thread(target=copy_context().run, args=(thread,), name="ondine", daemon=True)
     worker.start()
     try:
@@ -60,7 +58,7 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
     except BaseException:
         if not result.done():
             started.wait()
-            with suppress(RuntimeError):  # the loop may have closed this very moment
+            with suppress(RuntimeError):  # the loop may just have been closed
                 cancel[0]()
         raise
     finally:
@@ -69,7 +67,7 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
 
 
 def _run_or_end_fork(runner: asyncio.Runner, main: Coroutine[Any, Any, T]) -> T:
-    """The result of `main`; a process that a function of the user's forked, and that leaves that function, ends."""
+    """Return the result of `main`; end the process if it was forked by a user function that has returned or raised."""
     process = os.getpid()
     try:
         return runner.run(main)

@@ -1,4 +1,4 @@
-"""Interpret a reply of a live call or a batch job: the outcomes of its prompts."""
+"""Interprets the reply to a live call or to a request of a batch job: the outcomes of its prompts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ondine_core.types.values import Answer, Batch, Failure, Key, Reply
 
 
 class BatchResult(NamedTuple):
-    """Outcomes that a call brought, and batches to ask again."""
+    """The outcomes of a call, and batches to ask again."""
 
     answers: tuple[tuple[Key, Answer], ...] = ()
     failures: tuple[tuple[Key, Failure], ...] = ()
     retry: tuple[Batch, ...] = ()
     replies: tuple[tuple[Key, str], ...] = ()
-    """What the model replied to prompts that failed, if that is to be kept."""
+    """The replies to prompts that failed, if the policy keeps them."""
     taken: frozenset[Key] = frozenset()
-    """Prompts for which the call was not made: another run has them in flight, or they have an answer by now."""
+    """Prompts because of which the call was not made: another run has them in flight, or they have an answer by now."""
 
 
 @dataclass(slots=True)
@@ -39,13 +39,14 @@ class Interpreter:
     window: int | None
     now: Callable[[], float]
     _paid: dict[Key, Decimal | None] = field(default_factory=dict)
-    """What prompts that are asked again have cost so far, `None` where that is not known."""
+    """What prompts that are asked again have cost so far, `None` if unknown."""
 
     def interpret(self, sent: EncodedBatch, reply: Reply | RefusedError, usd: Decimal | None) -> BatchResult:
-        """What a reply, or a refusal to give one, means for each prompt of its batch; the call cost `usd`."""
-        batch, repairs = sent.batch, self.policy.max_repairs
+        """Decide what a reply or refusal means for each prompt of its batch; the call cost `usd`."""
+        batch = sent.batch
+        repairs = self.policy.max_repairs
         if isinstance(reply, RefusedError):
-            # One row may be what the whole batch was refused for.
+            # The whole batch may have been refused because of one row.
             return self._charge(batch, shrink(batch, Failure("refused", str(reply)), repairs), usd)
         cut = find_cut_prompt(sent.call, reply.usage, self.task.model.provider, self.window)
         if cut is not None:
@@ -55,15 +56,15 @@ class Interpreter:
         result = self._charge(batch, parsed, usd, reply.request_id)
         if not (self.policy.keep_replies and result.failures and reply.text):
             return result
-        kept = kept_reply(reply.text, self.task)
+        kept = sanitize_reply(reply.text, self.task)
         return result._replace(replies=tuple((key, kept) for key, _ in result.failures))
 
     def halve(self, batch: Batch, failure: Failure, usd: Decimal | None) -> BatchResult:
-        """That `batch` is asked again in halves, after calls that cost `usd`; a prompt that is alone has failed."""
+        """Split `batch`, after calls that cost `usd`, into halves to ask again; a single prompt fails."""
         return self._charge(batch, shrink(batch, failure, self.policy.max_repairs), usd)
 
     def fail(self, batch: Batch, failure: Failure, usd: Decimal | None = Decimal(0)) -> BatchResult:
-        """That all prompts of `batch` have failed, after a call that cost each of them `usd`."""
+        """Fail all prompts of `batch`, after a call that cost `usd` for each of them."""
         return BatchResult(
             failures=tuple((item.key, self._fail(batch, item.key, failure, usd)) for item in batch.items)
         )
@@ -71,7 +72,7 @@ class Interpreter:
     def _charge(
         self, batch: Batch, parsed: ParsedReply, usd: Decimal | None, request_id: str | None = None
     ) -> BatchResult:
-        """A parsed reply with its cost: answers bear that of the call that brought them, failures that of all."""
+        """Add the cost to a parsed reply: an answer has the cost of its last call, a failure that of all its calls."""
         name = self.task.model.model
         at = self.now()
         size = len(batch.items)
@@ -89,22 +90,22 @@ class Interpreter:
         return BatchResult(answers, failures, parsed.retry)
 
     def _fail(self, batch: Batch, key: Key, failure: Failure, share: Decimal | None) -> Failure:
-        """`failure` of one prompt with the model, the attempts and the cost of all of them."""
+        """Add the model, the number of attempts and their cost to the failure of a prompt."""
         cost = add_usd(self._paid.pop(key, Decimal(0)), share)
         return replace(failure, model=self.task.model.model, attempts=batch.attempt, cost_usd=cost)
 
 
-# -- what a model replied to a prompt that failed ------------------------------------------------------------------
+# -- replies to prompts that failed --------------------------------------------------------------------------------
 
 _KEYS = Sanitizer(rules=("api_key",))
 _MAX_KEPT = 20_000
 _MAX_READ = 100_000
 _EDGE = 200
-"""Where a text is cut, what the rules would have found may be cut, too."""
+"""Characters that are removed at the end of a cut text, since the cut may hide a match from the rules."""
 
 
-def kept_reply(text: str, task: Task) -> str:
-    """`text` without the key of the provider and what the sanitizer of `task` finds, cut if it is long."""
+def sanitize_reply(text: str, task: Task) -> str:
+    """Remove the provider's key and what the sanitizer of `task` finds from a reply, and cut a long one."""
     is_cut = len(text) > _MAX_READ
     text = text[:_MAX_READ]
     key = task.model.api_key

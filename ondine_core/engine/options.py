@@ -34,33 +34,34 @@ class Options:
     """Everything about a run that does not change what an answer means.
 
     Args:
-        store: Where answers are kept: a path, or an open store; by default they are forgotten after the run.
-        durability: What a store in a file survives, if it is opened here: `"process"` loses nothing to a kill of the
-            process, and at most about the last second to a power cut or a crash of the system; `"power"` loses
-            nothing to those either, and syncs the disk at every commit.
+        store: The store of answers: a path, a Postgres URL, or an open store; by default answers are kept in memory
+            until the run ends.
+        durability: What a store in a file survives without loss, if it is opened here: `"process"` a kill of the
+            process, and a power cut or a crash of the system except for about the last second; `"power"` both, with
+            slower commits.
         policy: Batching, concurrency and retries.
-        rates: What the provider allows, shared by all processes that use the same store.
+        rates: Rates that the provider allows, shared by all processes that use the same store.
         price: USD per token; by default the model's list price.
-        max_cost_usd: Hard cap on the cost of this run, named by `origin`; it needs a known price.
-        caps: Further caps, which others may draw from, too.
-        on_threshold: Called once when most of a cap is spent.
+        max_cost_usd: Hard cap on the cost of this run, which is named by `origin`; the price must be known.
+        caps: Further caps, which may be shared with other runs.
+        on_threshold: Called with a sentence, once for each share of a cap in `warn_at` that is spent.
         fallbacks: Models that take over the remaining rows when the model fails for good or is unreachable for long.
-        on_warning: Called when a fallback takes over, when the rest of a run goes at the standard price tier, when the
-            provider withdraws the model within 30 days, and with what a person should know about batch jobs.
+        on_warning: Called with a sentence when a fallback takes over, when the rest of a run is asked at the standard
+            price tier, when the provider withdraws the model within 30 days, and about problems with batch jobs.
         on_job: Called with a sentence when a batch job was submitted, and with its progress.
-        origin: Run, asset and partition, for the ledger; without a run, each call of `enrich` is a run of its own.
-        budget_run: The run whose budgets are drawn from, if this one repeats it; by default that of `origin`.
-        lease: Name under which one process at a time works on this store; others wait, and find its answers then.
-        lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
+        origin: Run, asset and partition for the ledger; without a run, each call of `enrich` is a run of its own.
+        budget_run: The run whose budgets are used, if this one continues it; by default that of `origin`.
+        lease: Name under which one process at a time works on this store; other processes wait, and reuse its answers.
+        lease_ttl_s: Seconds after which another run takes over the work of a process that was killed.
         on_progress: Called after every batch, on the event loop; it must return quickly.
         progress_bar: Whether `enrich` and `enrich_sync` show a progress bar on stderr or in the notebook; by default
-            where stderr is a terminal, and in Jupyter. A step of Dagster never has one.
-        on_wait: Called while another process has the lease, with the seconds until it is free if that process is dead.
-        observers: Receivers of the run's events, each by its name (`"logging"`, `"opentelemetry"`, `"langfuse"`,
-            `"prometheus"`, or your own), a mapping of `name` and options, or as a function of an event.
-        traceparent: The trace that spans are to be a part of, in W3C's notation; by default that of the active span.
-        on_observer_error: Called, from any thread, when an observer fails, at the end with what it missed, and when a
-            row of the store is damaged.
+            if stderr is a terminal, and in Jupyter. A step of Dagster never shows one.
+        on_wait: Called while another process holds the lease, with the seconds until it expires if not renewed.
+        observers: Receivers of the run's events, each a name (`"logging"`, `"opentelemetry"`, `"langfuse"`,
+            `"prometheus"`, or your own), a mapping of `name` and options, or a function of an event.
+        traceparent: The parent of the run's spans in W3C's notation; by default the active span.
+        on_observer_error: Called with a sentence, from any thread, when an observer fails, at the end with the events
+            that it missed, and when a row of the store is damaged.
         clock: Time and random numbers.
     """
 

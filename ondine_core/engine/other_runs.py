@@ -1,9 +1,9 @@
-"""Prompts that other runs of the same task have in flight are asked last: they are answered there, or taken over.
+"""Defers prompts that other runs of the same task have in flight, until they are answered there or taken over.
 
-The store has the prompts that each run has in flight (`store.claims`), and is read again at intervals. A prompt is
-asked here when its run has released it, when the process of that run is known to have ended, or when one call has been
-in flight for longer than a call can take. A run waits only when it has nothing else to ask, and holds no claim while it
-waits, so runs never wait for each other in a circle.
+The store has the prompts that each run has in flight (`store.claims`), and is read at intervals. A prompt is asked here
+when its run has released it, when the process of that run is known to have ended, or when one call has been in flight
+for longer than a call can take. A run waits only when it has nothing else to ask, and holds no claim while it waits, so
+there is no deadlock.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ondine_core.types.values import Item, Key, Outcome
 _LOOK_EVERY_S = 0.5
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.05, 1.0
 _MARGIN_S = 30.0
-"""How much longer than its time-out a call may take, before its prompts are taken over."""
+"""Time beyond the time-out of a call, after which its prompts are taken over."""
 
 
 @dataclass(frozen=True, slots=True)
 class LookupResult:
-    """What a look at some prompts found.
+    """The states of prompts in the store.
 
     Args:
-        found: Outcomes that the store has by now.
+        found: Outcomes by key.
         free: Prompts without an outcome that no other run has in flight.
         held: Prompts that another run has in flight.
 
@@ -44,12 +44,12 @@ class LookupResult:
 
 @dataclass(slots=True)
 class OtherRuns:
-    """The runs that ask the same question at the same time, as one of them sees them.
+    """The other runs of the same task, as this run knows them.
 
     Attributes:
-        is_shared: Whether there are other runs, or have been since this one was announced, as far as is known.
-        taken_over: Prompts that another run had in flight and that were taken over; they may be paid twice.
-        in_jobs: Prompts that were left to batch jobs, and those jobs.
+        is_shared: Whether another run is known, now or since this one was announced.
+        taken_over: Prompts that were taken over from another run; they may be paid twice.
+        in_jobs: Prompts that are left to batch jobs, and these jobs.
         lock: Held by the one task that waits for other runs.
     """
 
@@ -71,61 +71,64 @@ class OtherRuns:
 
     @asynccontextmanager
     async def joined(self) -> AsyncIterator[None]:
-        """Run the body while this run is announced."""
+        """Announce this run while the body runs."""
         try:
             others = await self.store.join(self.own)
             self.is_shared = bool(others.keys() - await self._forget_ended(others))
             yield
         finally:
-            with suppress(StoreError):  # if the store is gone, so are the claims, or they end with the process
+            with suppress(StoreError):  # without the store there are no claims, and they end with the process
                 await asyncio.shield(self.store.leave(self.own.run))
 
-    def is_known_unanswered(self, keys: Iterable[Key]) -> bool:
-        """Whether the store's answer to one of `keys` cannot be read, so that its being there says nothing."""
+    def has_unreadable(self, keys: Iterable[Key]) -> bool:
+        """Whether the store has an answer to one of `keys` that cannot be read; such an answer counts as none."""
         return not self._unreadable.isdisjoint(keys)
 
     def defer(self, items: Iterable[Item]) -> None:
-        """Leave prompts for later that another run has in flight, or has answered meanwhile."""
+        """Put off prompts that another run has in flight, or has answered meanwhile."""
         if not self._waiting:
             self._next_look = self.elapsed() + _LOOK_EVERY_S
         self._waiting |= {item.key: item for item in items}
 
     @property
     def is_waiting(self) -> bool:
-        """Whether prompts were left for later."""
+        """Whether there are deferred prompts."""
         return bool(self._waiting)
 
     def is_due(self) -> bool:
-        """Whether it is time to look for the prompts that were left for later, while others are still to be asked."""
+        """Whether it is time to look up the deferred prompts, while others are still to be asked."""
         return bool(self._waiting) and self.elapsed() >= self._next_look
 
     def next_wait_s(self) -> float:
-        """How long to wait before the next look when nothing else is left to do: longer from look to look."""
-        wait_s, self._wait_s = self._wait_s, min(2 * self._wait_s, _MAX_WAIT_S)
+        """Seconds to wait before the next look-up when there is nothing else to ask; doubled each time."""
+        wait_s = self._wait_s
+        self._wait_s = min(2 * wait_s, _MAX_WAIT_S)
         return wait_s
 
     async def look_again(self) -> LookupResult:
-        """Look for the prompts that were left for later; the caller defers again those that are still held."""
-        items, self._waiting = tuple(self._waiting.values()), {}
-        looked = await self.look(items)
-        # One look-up is not enough: the run that had it may just have released it.
-        free = {item.key for item in looked.free}
+        """Look up the deferred prompts; the caller must defer again those that are still held."""
+        items = tuple(self._waiting.values())
+        self._waiting = {}
+        result = await self.look(items)
+        # A prompt that is free for the first time may just have been released. One that is free again was deferred in
+        # between because the store has an answer to it, so this answer cannot be read.
+        free = {item.key for item in result.free}
         self._unreadable |= free & self._freed
         self._freed |= free
-        if looked.found or looked.free:
+        if result.found or result.free:
             self._wait_s = _FIRST_WAIT_S
-        return looked
+        return result
 
     async def look(self, items: Sequence[Item]) -> LookupResult:
-        """Find out of some prompts which are answered, in flight elsewhere, or neither.
+        """Find out which prompts have an outcome, which are in flight elsewhere, and which are free.
 
-        Claims are read before answers: a prompt whose claim is gone has its answer by then.
+        Claims are read before answers: if the claim on a prompt is gone, its answer is already stored.
         """
         claims = await self.store.get_claims([item.key for item in items])
         claims = {key: claim for key, claim in claims.items() if claim.run != self.own.run}
         found: dict[Key, Outcome] = {}
-        async for some in self.look_up(item.key for item in items):
-            found |= some
+        async for outcomes in self.look_up(item.key for item in items):
+            found |= outcomes
         claims = {key: claim for key, claim in claims.items() if key not in found}
         in_jobs = {key: claim.run for key, claim in claims.items() if not claim.process}
         held = await self._find_held({key: claim for key, claim in claims.items() if claim.process})
@@ -141,18 +144,21 @@ class OtherRuns:
         )
 
     async def leave_to_jobs(self, keys: Sequence[Key]) -> None:
-        """Leave those of `keys` to batch jobs that they have in flight."""
+        """Leave those of `keys` that batch jobs have in flight to these jobs."""
         claims = await self.store.get_claims(keys)
         self.in_jobs |= {key: claim.run for key, claim in claims.items() if not claim.process}
 
     async def _find_held(self, claims: Mapping[Key, Claim]) -> set[Key]:
-        """Those of the claimed prompts that are still to be waited for; the others are taken over."""
+        """The claimed prompts that are to be waited for; the others are taken over."""
         ended = await self._forget_ended({claim.run: claim.process for claim in claims.values()})
-        now, overdue = self.elapsed(), set[bytes]()
+        now = self.elapsed()
+        overdue = set[bytes]()
         for key, claim in claims.items():
-            call, since = self._seen.get(key, (b"", now))
-            self._seen[key] = (claim.call, since if call == claim.call else now)
-            if now - self._seen[key][1] > self.timeout_s + _MARGIN_S:
+            call, seen_at = self._seen.get(key, (b"", now))
+            if call != claim.call:
+                seen_at = now
+            self._seen[key] = (claim.call, seen_at)
+            if now - seen_at > self.timeout_s + _MARGIN_S:
                 overdue.add(claim.call)
         if overdue:
             await self.store.release(sorted(overdue))
@@ -161,7 +167,7 @@ class OtherRuns:
         return held
 
     async def _forget_ended(self, runs: Mapping[bytes, Sequence[float]]) -> set[bytes]:
-        """Remove the claims of runs whose process is known to have ended."""
+        """Withdraw the runs whose process is known to have ended; returns them."""
         ended = {run for run, process in runs.items() if process and has_ended(Process(*process))}
         if ended:
             await self.store.leave(*sorted(ended))

@@ -1,6 +1,6 @@
 """One outcome for each row, in little memory: answers are JSON bytes until they are read.
 
-A million of them as Python objects would not fit.
+A million answers as Python objects would take too much memory.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Outcomes(Sequence[RowOutcome]):
     def __getitem__(self, index: slice) -> list[RowOutcome]: ...
     def __getitem__(self, index: int | slice) -> RowOutcome | list[RowOutcome]:
         if isinstance(index, slice):
-            return [self._unpacked(number) for number in range(*index.indices(len(self)))]
-        return self._unpacked(range(len(self))[index])
+            return [self._read(number) for number in range(*index.indices(len(self)))]
+        return self._read(range(len(self))[index])
 
     def __iter__(self) -> Iterator[RowOutcome]:
-        return map(self._unpacked, range(len(self)))
+        return map(self._read, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -51,8 +51,8 @@ class Outcomes(Sequence[RowOutcome]):
     def failures(self) -> Iterator[Failure | None]:
         """The failure of each row, `None` where there is an answer or the row was skipped."""
         for row in self._rows:
-            found = self._packed[row] if isinstance(row, bytes) else row
-            yield found if isinstance(found, Failure) else None
+            outcome = self._packed[row] if isinstance(row, bytes) else row
+            yield outcome if isinstance(outcome, Failure) else None
 
     def answered(self) -> Iterator[bool]:
         """Whether each row has an answer."""
@@ -67,32 +67,32 @@ class Outcomes(Sequence[RowOutcome]):
         return Outcomes(self._rows[rows], self._packed)
 
     def with_others(self, indices: Sequence[int], others: Outcomes) -> Outcomes:
-        """These, but at `indices` the outcomes of `others`, in that order."""
+        """A copy with the outcomes of `others` at `indices`, in that order."""
         rows = list(self._rows)
         for index, row in zip(indices, others._rows, strict=True):
             rows[index] = row
         return Outcomes(rows, {**self._packed, **others._packed}, self._give_back)
 
     def as_kept(self, index: int) -> RowOutcome:
-        """The outcome of a row as the store has it, with placeholders for what was taken out of the row."""
+        """The outcome of a row as the store has it, with placeholders for the row's sanitized data."""
         row = self._rows[index]
-        found = self._packed[row] if isinstance(row, bytes) else row
-        return _unpack(found) if isinstance(found, bytes) else found
+        outcome = self._packed[row] if isinstance(row, bytes) else row
+        return _unpack(outcome) if isinstance(outcome, bytes) else outcome
 
-    def _unpacked(self, index: int) -> RowOutcome:
+    def _read(self, index: int) -> RowOutcome:
         outcome = self.as_kept(index)
-        # Rows that are asked the same share an answer, in which each finds its own data again.
+        # Rows with the same prompt share an answer; the placeholders stand for the data of each row.
         if self._give_back is None or not isinstance(outcome, Answer):
             return outcome
         return replace(outcome, values=self._give_back(index, outcome.values))
 
 
 def pack_answer(answer: Answer) -> bytes:
-    """`answer` as JSON."""
+    """Convert `answer` to JSON."""
     cost = None if answer.cost_usd is None else str(answer.cost_usd)
-    how = (answer.model, answer.attempts, answer.batch_size, cost, answer.request_id, answer.answered_at)
-    # A copy: what orjson returns keeps the buffer of some kilobytes that it was written into.
-    return bytes(memoryview(orjson.dumps((answer.values, *how))))
+    origin = (answer.model, answer.attempts, answer.batch_size, cost, answer.request_id, answer.answered_at)
+    # A copy, since the bytes that orjson returns occupy a buffer of some kilobytes.
+    return bytes(memoryview(orjson.dumps((answer.values, *origin))))
 
 
 def _unpack(packed: bytes) -> Answer:

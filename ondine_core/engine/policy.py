@@ -1,4 +1,4 @@
-"""Retries, batching and concurrency of a run; none of it changes what an answer means."""
+"""Retries, batching and concurrency of a run; they do not change what an answer means."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ondine_core.types.numbers import is_number, is_whole
 from ondine_core.types.values import OnMissing, RetriedReason
 
 RETRY_FAILED_ROWS = "True, False, or a list of reasons, of 'invalid', 'truncated' and 'refused'"
-"""What `retry_failed_rows` may be."""
+"""The valid values of `retry_failed_rows`, in words."""
 
 
 def is_retry(value: Any) -> bool:
@@ -32,29 +32,30 @@ class Policy:
     """Batching, concurrency and retries of a run.
 
     Args:
-        max_concurrency: Most calls in flight; how many there are follows from what the provider takes.
+        max_concurrency: Maximum number of calls in flight; within it, the number adapts to the provider.
         max_repairs: How often a prompt whose reply was not valid is asked again with the reason.
-        retry: When a call that failed in transit is made again.
-        reuse_since: Answers in the store are taken if they are from this moment or later, in seconds since the epoch; 0
-            takes all, infinity asks everything anew.
-        retry_failed_rows: Whether rows that were asked before and have no answer are asked again: `True`, `False`, or
-            the reasons for which they are, of `"invalid"`, `"truncated"` and `"refused"`. Rows that were out of reach
-            are always asked again.
-        batch_size: Most prompts in one call; `"auto"` finds out how many go well.
-        strategy: How several prompts are put into one call; one alone travels as it is.
+        retry: How often and when a call is retried after a transient error.
+        reuse_since: Answers in the store are reused if they are from this moment or later, in seconds since the epoch;
+            0 reuses all, infinity none.
+        retry_failed_rows: Whether rows that failed in an earlier run are asked again: `True`, `False`, or a list of the
+            reasons for which they are (`"invalid"`, `"truncated"`, `"refused"`). Rows for which the provider could not
+            be reached are always asked again.
+        batch_size: Maximum number of prompts in one call; `"auto"` learns it from the replies.
+        strategy: How several prompts are written into one call; a single prompt is sent as it is.
         calibration: Compares answers of rows asked alone and together before the run; `None` trusts the batch size.
-        keep_replies: Whether what the model replied to prompts that failed goes to the store, sanitized like rows, for
-            thirty days; `python -m ondine_core.store why` shows it.
-        context_window: Tokens that prompt and reply may have together, where the list does not know or is wrong.
-        on_missing: What is done with a row for which a column that the prompt reads is null or blank (in a Jinja2
-            template, one that is read outside of conditions): `"skip"` leaves its outputs null without a call,
-            `"fail"` makes it a failed row, `"ask"` asks nevertheless.
+        keep_replies: Whether the store keeps replies to prompts that failed, sanitized like rows, for thirty days;
+            `python -m ondine_core.store why` shows them.
+        context_window: Tokens of prompt and reply together that fit into the model, if the listed figure is missing or
+            wrong.
+        on_missing: How a row is treated if a column that the prompt reads is null or blank (in a Jinja2 template, one
+            that is read outside of conditions): `"skip"` leaves its outputs null without a call, `"fail"` makes it a
+            failed row, `"ask"` asks nevertheless.
         tier_wait_timeout_s: Seconds for which the flex tier may have no capacity for any call.
-        tier_fallback: Whether the rest of the run then goes at the standard tier, at its price; otherwise the run ends
-            and keeps its answers.
+        tier_fallback: Whether the rest of the run is then asked at the standard tier, at its price; otherwise the run
+            ends and keeps its answers.
         batch_wait_s: Seconds for which a run waits for its batch jobs before it ends with `JobsUnderWayError`.
-        batch_min_rows: Fewer rows than these make no batch job; they are asked at the standard tier, at its price.
-        answer_by: When batch jobs are cancelled and the rows that they leave are asked at the standard tier, in seconds
+        batch_min_rows: Minimum number of rows of a batch job; fewer are asked at the standard tier, at its price.
+        answer_by: When batch jobs are cancelled and their unanswered rows are asked at the standard tier, in seconds
             since the epoch; `None` for never.
         cancel_on_terminate: Whether batch jobs are cancelled when the run is interrupted.
     """
@@ -105,5 +106,5 @@ class Policy:
 
     def retries(self, reason: str) -> bool:
         """Whether a row that failed for `reason` in an earlier run is asked again."""
-        chosen = self.retry_failed_rows
-        return chosen if isinstance(chosen, bool) else reason in chosen
+        retried = self.retry_failed_rows
+        return retried if isinstance(retried, bool) else reason in retried

@@ -1,4 +1,4 @@
-"""A progress bar for scripts and notebooks: rows, rows a second, the time that is left, and USD."""
+"""A progress bar for scripts and notebooks: rows, rows a second, remaining time, and USD."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ondine_core.types.progress import Progress
 
 _REDRAWN_S = 0.1
 _GONE = (OSError, ValueError)
-"""What drawing raises when the terminal, or the reader of a pipe, is gone, or the stream is closed; the run goes on."""
+"""Errors of drawing when the terminal or the reader of a pipe is gone, or the stream is closed; the run continues."""
 _FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rows [{elapsed}{postfix}]"
 
 
@@ -23,7 +23,7 @@ _FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rows [{elapsed}{postfix
 def progress_bar(
     wanted: bool | None, stream: TextIO | None = None, *, in_jupyter: bool | None = None
 ) -> Iterator[Callable[[Progress], None]]:
-    """A function that shows the progress of a run; it does nothing if no bar is requested.
+    """Yield a function that draws the progress of a run; it does nothing if no bar is wanted.
 
     With `wanted=None`, there is a bar if `stream` (by default stderr) is a terminal, and in Jupyter.
     """
@@ -31,7 +31,7 @@ def progress_bar(
     notebook = _is_jupyter() if in_jupyter is None else in_jupyter
     if wanted is None:
         wanted = notebook or _is_terminal(stream)
-    if stream is None or not wanted:  # None: it is closed
+    if stream is None or not wanted:  # Python sets stderr to None if it has none
         yield lambda _: None
         return
     bar: Any = None
@@ -63,7 +63,7 @@ def progress_bar(
 
 
 def progress_figures(progress: Progress) -> str:
-    """What stands after the bar."""
+    """The text after the bar."""
     parts = [progress.pace]
     if progress.remaining_s:
         minutes, seconds = divmod(round(progress.remaining_s), 60)
@@ -77,7 +77,7 @@ def progress_figures(progress: Progress) -> str:
 
 
 def _is_terminal(stream: Any) -> bool:
-    """Whether `stream` is an open terminal; programs replace stderr by objects that can be written to and no more."""
+    """Whether `stream` is an open terminal; a program may have replaced stderr by an object without `isatty`."""
     try:
         return bool(stream.isatty())
     except (AttributeError, *_GONE):
@@ -91,7 +91,7 @@ def _new_bar(rows: int, stream: TextIO, *, notebook: bool) -> Any:
         return notebook_tqdm(total=rows, bar_format=_FORMAT)
     from tqdm.std import tqdm
 
-    # tqdm by itself draws nothing at a terminal that does not say its size, as in a container.
+    # Without a size, tqdm draws nothing on a terminal that does not report one, as in a container.
     size = get_terminal_size()
     return tqdm(total=rows, bar_format=_FORMAT, file=stream, ncols=size.columns, nrows=size.lines)
 

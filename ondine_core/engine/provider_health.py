@@ -1,4 +1,4 @@
-"""What errors of single calls say of the provider and the set-up: what is waited out, and what ends the run."""
+"""Decides from the errors of calls whether an outage is waited out, a row fails, or the run ends."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from ondine_core.types.values import Key, Tier
 
 _MAX_QUOTA_S = 31 * 86400.0
 _MAX_DOUBTS = 3
-"""After this many refusals without a reason and without an answer, the key is taken to lack permission."""
+"""Number of refusals without a reason, while nothing is answered, after which the key is taken to lack permission."""
 _FIRST_OUTAGE_S = 30.0
-"""A server that never accepted a connection probably has another address, so it is waited for less long."""
+"""Maximum outage of a server that never accepted a connection: probably its address is wrong."""
 
 _MAX_LOST_BATCHES = 10
-"""Different batches that lose their calls in a row; with more of them, the server fails whatever the rows are."""
+"""Maximum number of different batches in a row that lose their calls; with more, rows are not the cause."""
 
 _MAX_HALVINGS = 7
-"""Halvings that find one row among a hundred."""
+"""Number of halvings that find one row among a hundred."""
 
 _MAX_UNCLEAR, _MAX_OF_ROWS = 20, 100
-"""Refusals in a row that are alike: for no stated reason, and for the content of rows, which may be sorted by it."""
+"""Number of refusals in a row with the same text that end the run: without a stated reason, and because of the content
+of rows (more, since the table may be sorted by it)."""
 
 
 class ProviderHealth:
-    """Tells which errors are those of single calls and rows, and stops the run for the others.
+    """Decides which errors concern only a call or a row, and stops the run because of the others.
 
     Args:
-        run: The run, which is stopped.
-        limits: Knows since when no call was answered.
+        run: The run.
+        limits: Knows since when no call has been answered.
 
     Attributes:
-        tier: The price tier at which calls are made at present.
-        has_answers: Whether a row was answered, by this run or an earlier one: so the set-up works.
+        tier: The present price tier of calls.
+        has_answers: Whether a row was answered, in this run or an earlier one, so that the set-up works.
     """
 
     def __init__(self, run: RunContext, limits: AdaptiveConcurrency) -> None:
@@ -46,8 +47,8 @@ class ProviderHealth:
         self._run = run
         self._limits = limits
         self._replied = self._answered = False
-        self._no_capacity_since: float | None = None  # and no reply since
-        self._failing: set[tuple[Key, ...]] = set()  # since the last reply
+        self._no_capacity_since: float | None = None  # `None` after a reply
+        self._failing: set[tuple[Key, ...]] = set()  # batches whose calls failed since the last reply
         self._halved: dict[Key, RetryPolicy] = {}  # how calls with prompts of halved batches are retried
         self._doubted: FatalError | None = None
         self._doubts = 0
@@ -57,20 +58,20 @@ class ProviderHealth:
     # -- outcomes of calls -----------------------------------------------------------------------------------------
 
     def note_reply(self) -> None:
-        """Note that the provider replies, if only to refuse: there is no outage, and it has capacity."""
+        """Record that the provider replies, or refuses a call: there is no outage, and it has capacity."""
         self._replied = True
         self._failing.clear()
         self._no_capacity_since = None
         self._unreachable_in_a_row = 0
 
     def note_answer(self) -> None:
-        """Note a reply that refuses nothing."""
+        """Record a reply that is not a refusal."""
         self._answered = self.has_answers = True
         if self._refusals.count:
             self._refusals = _RefusalStreak()
 
     def note_refusal(self, error: RefusedError, rows: int, *, any_answer: bool) -> None:
-        """Stop the run when refusals repeat, but for those that a smaller batch or an earlier run explains."""
+        """Stop the run when refusals repeat, except those explained by the size of a batch or by an earlier run."""
         if error.fault == "size" and rows > 1:
             return
         if error.refused_before and any_answer:
@@ -80,33 +81,33 @@ class ProviderHealth:
             self._run.stop.stop(reason)
 
     def note_unreachable(self, error: TransientError, max_in_a_row: int) -> None:
-        """Note a batch whose last attempt failed; `max_in_a_row` in a row, without a reply, are an outage."""
+        """Record a batch whose last attempt failed; `max_in_a_row` of them without a reply stop the run."""
         self._unreachable_in_a_row += 1
         if self._unreachable_in_a_row >= max_in_a_row:
             self._run.stop.stop(error)
 
     def should_halve(self, keys: tuple[Key, ...], error: TransientError) -> bool:
-        """Whether a batch of these prompts that was given up with `error` is to be asked in halves.
+        """Whether a batch of these prompts that failed with `error` should be asked again in halves.
 
-        It is if one of its rows may make the server fail, and not if no call is answered at all.
+        It should if one of its rows may make the server fail, and not if no call is answered at all.
         """
         if (error.retry_after_s or 0.0) > self._run.policy.retry.max_retry_after_s:
             return False
-        is_down = self._is_long() and not self._may_be_of_a_row(error)
+        is_down = self._is_long_outage() and not self._may_be_about_a_row(error)
         return len(keys) > 1 and self._unreachable_in_a_row <= _MAX_HALVINGS and not is_down
 
     def note_halved(self, keys: tuple[Key, ...], error: TransientError) -> None:
-        """Record that a batch of these prompts is asked in halves, which take its place among failing calls."""
+        """Record that a batch of these prompts is asked again in halves."""
         self._failing.discard(keys)
         policy = self.retry_policy(keys)
         if error.times_lost >= policy.max_lost:
             policy = replace(policy, max_lost=1)
-        if self._is_long():
+        if self._is_long_outage():
             policy = replace(policy, max_attempts=1)
         self._halved |= dict.fromkeys(keys, policy)
 
     def retry_policy(self, keys: tuple[Key, ...]) -> RetryPolicy:
-        """How a call with these prompts is retried; the halves of a batch continue where the batch ended."""
+        """How a call with these prompts is retried; for the halves of a batch, fewer attempts are left."""
         usual = self._run.policy.retry
         policy = next((self._halved[key] for key in keys if key in self._halved), usual)
         is_shortened = policy.max_attempts < usual.max_attempts
@@ -115,7 +116,7 @@ class ProviderHealth:
     # -- what is at fault ------------------------------------------------------------------------------------------
 
     def is_about_the_row(self, error: FatalError) -> bool:
-        """Whether `error` refuses this row and not all: others were answered, or it is too early to tell."""
+        """Whether `error` concerns only this row: others were answered, or too few were refused to decide."""
         if error.fault == "setup":
             return self._answered
         if error.fault == "permission" and not self.has_answers:
@@ -125,26 +126,28 @@ class ProviderHealth:
         return error.fault == "permission"
 
     def settle_doubts(self) -> None:
-        """Stop the run for a refusal that is the set-up's, since no row was answered in the end."""
+        """Stop the run because of a refusal without a reason if no row was answered in the end."""
         if self._doubted is not None and not self.has_answers:
             self._run.stop.stop(self._doubted)
 
     def find_wait_s(self, error: TransientError, keys: tuple[Key, ...], refused: int) -> float | None:
-        """How long to wait until the same call is made again without counting as another attempt; `None` if it counts.
+        """Seconds until the same call is made again without counting as another attempt; `None` if it counts.
 
-        `refused` is how often in succession it was refused because of missing capacity.
+        `refused` is how often in a row it was refused because of missing capacity.
         """
         if error.cause == "capacity":
             return self._capacity_wait_s(error, refused)
         is_outage = self._is_outage(error, keys)
-        # A call that may be billed is never made again without counting.
-        return (error.retry_after_s or 0.0) if is_outage and not error.cost_unknown else None
+        if not is_outage or error.cost_unknown:  # a call that may be billed always counts
+            return None
+        return error.retry_after_s or 0.0
 
     def _capacity_wait_s(self, error: TransientError, refused: int) -> float | None:
-        """How long to wait until capacity is asked for again; when patience is at its end, the tier or the run ends."""
+        """Seconds until capacity is requested again; after `tier_wait_timeout_s`, change the tier or stop the run."""
         if self.tier == "standard":
-            return 0.0  # since this call left
-        policy, clock = self._run.policy, self._run.clock
+            return 0.0  # the tier was changed after this call left
+        policy = self._run.policy
+        clock = self._run.clock
         now = clock.elapsed()
         if self._no_capacity_since is None:
             self._no_capacity_since = now
@@ -164,11 +167,15 @@ class ProviderHealth:
         return None
 
     def _is_outage(self, error: TransientError, keys: tuple[Key, ...]) -> bool:
-        """Whether no call is answered at present: no failure of this call, unless it lasts for too long."""
-        run, retry = self._run, self._run.policy.retry
+        """Whether no call is answered at present, so that `error` is not a failure of this call.
+
+        An outage that lasts too long stops the run, or is a failure of this call if a row of it may be the cause.
+        """
+        run = self._run
+        retry = self._run.policy.retry
         asked_s = error.retry_after_s or 0.0
         if asked_s > retry.max_retry_after_s:
-            # Such a limit is a quota; what is longer than any quota is a mistake, and this call's alone.
+            # A limit for so long is a quota. A time longer than any quota is an error, and concerns only this call.
             if error.kind == "limited" and asked_s <= _MAX_QUOTA_S:
                 run.stop.stop(FatalError(retry.explain(error)))
             return False
@@ -184,22 +191,22 @@ class ProviderHealth:
         if error.cost_unknown:
             is_over = len(self._failing) > _MAX_LOST_BATCHES
         else:
-            is_over = len(self._failing) > 1 or not self._may_be_of_a_row(error)
+            is_over = len(self._failing) > 1 or not self._may_be_about_a_row(error)
         if is_over:
             run.stop.stop(error)
         return False
 
     def _failing_s(self) -> float | None:
-        """For how long no call has been answered; `None` if some are."""
+        """Seconds for which no call has been answered; `None` if calls are answered."""
         since = self._limits.closed_since
         return None if since is None else self._run.clock.elapsed() - since
 
-    def _is_long(self) -> bool:
-        """Whether no call has been answered for longer than an outage may last."""
+    def _is_long_outage(self) -> bool:
+        """Whether no call has been answered for at least `max_outage_s`."""
         return (self._failing_s() or 0.0) >= self._run.policy.retry.max_outage_s
 
-    def _may_be_of_a_row(self, error: TransientError) -> bool:
-        """Whether a row may be why its calls fail: others were answered, or the server failed while it handled it."""
+    def _may_be_about_a_row(self, error: TransientError) -> bool:
+        """Whether a row may be the cause: other rows were answered, or the server failed while handling this one."""
         return self._answered or (error.kind == "broken" and error.cause is None and not error.cost_unknown)
 
 
@@ -209,8 +216,8 @@ class _RefusalStreak:
 
     Attributes:
         words: The text of the last refusal, without its figures.
-        alike: How many of the last ones had the same text.
-        count: How many there are in all.
+        alike: Number of last refusals with the same text.
+        count: Number of all refusals.
     """
 
     words: str = ""
@@ -218,11 +225,11 @@ class _RefusalStreak:
     count: int = 0
 
     def add(self, error: RefusedError, *, any_answer: bool) -> FatalError | None:
-        """Note a refusal, and return why the run should end, if it should.
+        """Record a refusal; returns the error with which the run should end, if it should.
 
-        As long as no row has an answer (`any_answer` is false), a refusal is never taken to be about one row.
+        While no row has an answer (`any_answer` is false), the number of refusals counts, whatever their texts are.
         """
-        # Without what differs from call to call: amounts, times, and the names of requests.
+        # Amounts, times and ids of requests differ from call to call.
         words = re.sub(r"[\w-]*\d[\w.-]*", "0", str(error))
         self.alike = self.alike + 1 if words == self.words else 1
         self.words = words

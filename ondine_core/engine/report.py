@@ -30,21 +30,21 @@ _REASONS_SHOWN = 5
 class Report:
     """The result of a run.
 
-    It is iterated over by row, as a mapping of output column to value; `pandas.DataFrame(report)` reads it so.
+    Iterating over it yields a mapping of output column to value for each row, as `pandas.DataFrame(report)` reads it.
 
     Args:
         outcomes: One a row, in row order.
         columns: Names of the output columns.
         progress: The final counts, spend and duration.
-        prompts: Unique prompts among the rows.
+        prompts: Number of unique prompts among the rows.
         latencies_s: Seconds of each call that was answered, sorted.
-        concurrency: What the provider was found to take, from when on.
-        audit: The ledger of the run and its asset as the store has it, killed attempts included.
-        calibrated: How rows asked together compare with rows asked alone, where that was to be found out.
-        stopped_by: Why the model was not asked about all rows, if it was not.
-        preprocess_stats: How many rows were truncated and sanitized; `None` if nothing was to be done to rows.
+        concurrency: The limits that were measured, each with the time from which it applied.
+        audit: The ledger of the run and its asset, killed attempts included.
+        calibrated: How answers of rows asked together and alone compare; `None` without calibration.
+        stopped_by: Why the model was not asked about all rows; `None` if it was.
+        preprocess_stats: How many rows were truncated and sanitized; `None` without preprocessing.
         json_schemas: The JSON schema of each output column.
-        overwrite: Whether `to_frame` replaces columns that the table has already, unless its own argument decides.
+        overwrite: Whether `to_frame` replaces existing columns by default.
     """
 
     outcomes: Outcomes
@@ -61,7 +61,7 @@ class Report:
     overwrite: bool = False
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The output columns of each row, in row order; a row that failed has `None` in each."""
+        """The output columns of each row, in row order; a row that failed or was skipped has `None` in each."""
         for outcome in self.outcomes:
             values: Mapping[str, Any] = outcome.values if isinstance(outcome, Answer) else {}
             yield {name: values.get(name) for name in self.columns}
@@ -74,7 +74,7 @@ class Report:
         figures = _html_table([], [[f"<b>{name}</b>", escape(text)] for name, text in self._summary().items()])
         failures = self.failures.most_common(_REASONS_SHOWN)
         reasons = _html_table(["failed rows", "why"], [[f"{rows:,}", escape(why)] for why, rows in failures])
-        shown = [[escape(_shown(row[name])) for name in self.columns] for row in islice(self, _ROWS_SHOWN)]
+        shown = [[escape(_shorten(row[name])) for name in self.columns] for row in islice(self, _ROWS_SHOWN)]
         first = _html_table([escape(name) for name in self.columns], shown)
         return f"<div>{figures}{reasons if failures else ''}{first if shown else ''}</div>"
 
@@ -93,16 +93,19 @@ class Report:
         }
 
     def to_frame(self, table: Frame, *, error_column: str | None = "error", overwrite: bool | None = None) -> Frame:
-        """`table` with the output columns, as a new frame of the same kind.
+        """Add the output columns to `table`, as a new frame of the same kind.
 
         Args:
-            table: The pandas, polars or pyarrow frame that was asked about, with its rows in the same order: only their
+            table: The pandas, polars or pyarrow frame that was asked about, with its rows in the same order; only their
                 number is checked.
             error_column: Name of the column that says why a row failed, or `None` for none.
             overwrite: Replace columns of these names that `table` has already; by default as `enrich` was called.
 
+        Returns:
+            A frame of the same kind and length, with one further column for each output column, and `error_column`.
+
         Raises:
-            ConfigError: It is not a frame, has another number of rows, or has such a column.
+            ConfigError: `table` is not a frame, has another number of rows, or has a column of such a name.
         """
         import narwhals as nw
 
@@ -120,9 +123,11 @@ class Report:
         added = [*self.columns, *([] if error_column is None else [error_column])]
         if len(set(added)) < len(added):
             raise ConfigError(f"error_column={error_column!r} is also an output column; choose another name, or None.")
-        if not replaced and (there := [name for name in added if name in frame.columns]):
-            other = "" if there[0] in self.columns else ", or error_column= to choose another name"
-            raise ConfigError(f"The table has a column {there[0]!r} already; give overwrite=True to replace it{other}.")
+        existing = [name for name in added if name in frame.columns]
+        if existing and not replaced:
+            name = existing[0]
+            other = "" if name in self.columns else ", or error_column= to choose another name"
+            raise ConfigError(f"The table has a column {name!r} already; give overwrite=True to replace it{other}.")
         values = self.values()
         series = [new_column(frame, name, values.pop(name), self.json_schemas[name]) for name in self.columns]
         if error_column is not None:
@@ -131,7 +136,7 @@ class Report:
         return enriched
 
     def merge_rest(self, indices: Sequence[int], rest: Report) -> Report:
-        """The whole, when `rest` is about the rows at `indices`, which this one left unanswered."""
+        """Merge with the report `rest` of a run over the rows at `indices`, which this one left unanswered."""
         return replace(
             self,
             outcomes=self.outcomes.with_others(indices, rest.outcomes),
@@ -173,10 +178,11 @@ class Report:
         """All output columns by name; a row that failed or was skipped has `None` in each.
 
         Args:
-            as_kept: Leave placeholders in the place of what was taken out of rows.
+            as_kept: Keep the placeholders that stand for sanitized data of rows.
         """
         columns: dict[str, list[Any]] = {name: [] for name in self.columns}
-        for outcome in map(self.outcomes.as_kept, range(len(self.outcomes))) if as_kept else self.outcomes:
+        outcomes = map(self.outcomes.as_kept, range(len(self.outcomes))) if as_kept else self.outcomes
+        for outcome in outcomes:
             values: Mapping[str, Any] = outcome.values if isinstance(outcome, Answer) else {}
             for name, column in columns.items():
                 column.append(values.get(name))
@@ -187,14 +193,14 @@ class Report:
         return [str(failure) if failure else None for failure in self.outcomes.failures()]
 
 
-def _shown(value: Any) -> str:
-    """A value for a notebook, in one short line."""
+def _shorten(value: Any) -> str:
+    """Convert a value to one short line for a notebook."""
     text = "" if value is None else " ".join(str(value).split())
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
+    """A table of cells that are HTML."""
     lines = ["".join(f"<th>{name}</th>" for name in head)] if head else []
     lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

@@ -28,7 +28,7 @@ from ondine_core.engine.report import Report
 from ondine_core.engine.run_context import RunContext
 from ondine_core.engine.run_state import RunState
 from ondine_core.engine.runtime import Runtime
-from ondine_core.engine.steps import dedup, render, restorer
+from ondine_core.engine.steps import dedup, make_restorer, render
 from ondine_core.engine.workers import Asker, max_in_flight
 from ondine_core.errors import ConfigError, FatalError, OndineError, TransientError
 from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue
@@ -46,16 +46,16 @@ _KEYS_A_LOOK_UP = 10_000
 async def run(
     task: Task, columns: Mapping[str, Sequence[Any]], runtime: Runtime, options: Options, *, may_end_early: bool = False
 ) -> Report:
-    """Answer every row, or say why not.
+    """Answer every row, or report why it has no answer.
 
-    With `may_end_early`, a model that fails for good raises no error: each row that it left unanswered has a failure in
+    With `may_end_early`, a model that fails for good raises no error; each row that it left unanswered has a failure in
     the report.
 
     Raises:
-        FatalError: No request can succeed; calls in flight were awaited and their answers kept.
-        BudgetExhaustedError: The cap on cost is reached; answers so far are kept.
-        TransientError: The provider stayed unreachable; answers so far are kept.
-        StoreError: Answers cannot be kept.
+        FatalError: No request can succeed; calls in flight were awaited and their answers are stored.
+        BudgetExhaustedError: The cap on cost is reached; answers so far are stored.
+        TransientError: The provider stayed unreachable; answers so far are stored.
+        StoreError: Answers cannot be stored.
     """
     clock, store = options.clock, runtime.store
     started, started_at = clock.elapsed(), clock.now()
@@ -102,7 +102,7 @@ async def run(
         finally:
             run_state.report_progress()
     return Report(
-        Outcomes(keys, run_state.outcomes, restorer(task.prompt, columns)),
+        Outcomes(keys, run_state.outcomes, make_restorer(task.prompt, columns)),
         task.schema.names,
         run_state.progress,
         len(first),
@@ -119,7 +119,7 @@ async def run(
 def _new_state(
     keys: Sequence[Key | Failure | Skipped], runtime: Runtime, options: Options, elapsed_s: Callable[[], float]
 ) -> RunState:
-    """The state of a run at its start: rows that cannot be asked have their outcome."""
+    """The state of a run at its start: rows that cannot be asked and skipped rows are done."""
     rows = Counter(key for key in keys if isinstance(key, bytes))
     copies = {key: count for key, count in rows.items() if count > 1}
     tracker = CostTracker(runtime.price, runtime.max_output_tokens, runtime.tier_prices, runtime.media_tokens)
@@ -142,14 +142,14 @@ def _other_runs(task: Task, runtime: Runtime, options: Options) -> OtherRuns:
 
 
 async def _reuse_known(context: RunContext) -> None:
-    """Take the outcomes that the store has; what failed before and is in a batch job now has not failed."""
+    """Reuse the outcomes in the store, except failures of prompts that a batch job has in flight now."""
     await leave_to_jobs(context)
     in_jobs = context.others.in_jobs
     async for known in look_up(context.runtime.store, context.policy, context.task, context.first):
-        taken = {key: found for key, found in known.items() if isinstance(found, Answer) or key not in in_jobs}
-        for key in taken:
+        reused = {key: outcome for key, outcome in known.items() if isinstance(outcome, Answer) or key not in in_jobs}
+        for key in reused:
             in_jobs.pop(key, None)
-        context.reuse(taken)
+        context.reuse(reused)
 
 
 async def find_prompts(
@@ -164,31 +164,38 @@ async def find_prompts(
     if task.prompt.reader is None:
         return dedup(texts, cache_key(task))
     await fetch_cells(task.prompt.reader, [columns[name] for name in task.prompt.media_columns])
-    # Files are read, and that may take long.
+    # In a thread, since files are read.
     return await asyncio.to_thread(dedup, texts, cache_key(task))
 
 
 async def look_up(
     store: AnswerStore, policy: Policy, task: Task, keys: Iterable[Key]
 ) -> AsyncIterator[Mapping[Key, Outcome]]:
-    """What the store knows of `keys` that `policy` takes, some at a time; not what lacks a column of `task`."""
-    unique = iter(keys)
+    """The outcomes of `keys` in the store that `policy` reuses, in groups; answers must have the columns of `task`."""
+    if policy.reuse_since == inf:
+        return
+    remaining = iter(keys)
     names = set(task.schema.names)
-    while policy.reuse_since < inf and (some := list(islice(unique, _KEYS_A_LOOK_UP))):
-        found = await store.get(some)
+    while group := list(islice(remaining, _KEYS_A_LOOK_UP)):
+        answers = await store.get(group)
         yield {
             key: answer
-            for key, answer in found.items()
+            for key, answer in answers.items()
             if answer.answered_at >= policy.reuse_since and answer.values.keys() == names
         }
         if policy.retry_failed_rows is not True and not policy.reuse_since:
-            failures = await store.get_failures([key for key in some if key not in found])
+            failures = await store.get_failures([key for key in group if key not in answers])
             yield {key: failure for key, failure in failures.items() if not policy.retries(failure.reason)}
 
 
 async def _calibrate(context: RunContext, asker: Asker) -> CalibrationResult | None:
-    """Compare answers of rows asked alone, which are kept, with answers of the same rows asked together."""
-    plan, size = context.policy.calibration, context.policy.batch_size
+    """Compare answers of rows asked alone, which are stored, with answers of the same rows asked together.
+
+    Raises:
+        ConfigError: They differ too much, and the plan says to stop.
+    """
+    plan = context.policy.calibration
+    size = context.policy.batch_size
     if plan is None or size == "auto":
         return None
     run_state = context.run_state
@@ -204,7 +211,7 @@ async def _calibrate(context: RunContext, asker: Asker) -> CalibrationResult | N
 
     unanswered = [key for key, _ in context.pending()]
     chosen = sample(unanswered, max(plan.rows, size), context.clock.rng)
-    found = await calibrate(ask, chosen, size, context.task.schema.columns, plan)
-    if found.stop:
-        raise ConfigError(str(found.complaint))
-    return found
+    result = await calibrate(ask, chosen, size, context.task.schema.columns, plan)
+    if result.stop:
+        raise ConfigError(str(result.complaint))
+    return result

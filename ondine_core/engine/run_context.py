@@ -22,8 +22,8 @@ from ondine_core.types.values import Failure, Key, Outcome
 class RunContext:
     """What all parts of a run share.
 
-    Its budgets are those of `budget_run`. `first` has the first row of each prompt, `unseen` the prompts of calls whose
-    outcome was never seen; `others` also knows which prompts batch jobs have in flight.
+    `budget_run` is the run whose budgets are charged. `first` has the first row of each prompt, `unseen` the prompts of
+    calls of unknown outcome. `others` also knows which prompts batch jobs have in flight.
     """
 
     task: Task
@@ -42,21 +42,21 @@ class RunContext:
     unseen: set[Key] = field(default_factory=set)
 
     def pending(self) -> list[tuple[Key, int]]:
-        """The prompts without an outcome that no batch job has in flight, and a row of each."""
+        """The prompts without an outcome that no batch job has in flight, each with its first row."""
         known, in_jobs = self.run_state.outcomes, self.others.in_jobs
         return [(key, row) for key, row in self.first.items() if key not in known and key not in in_jobs]
 
     def reuse(self, found: Mapping[Key, Outcome]) -> None:
-        """Take outcomes that are in the store."""
+        """Record outcomes that were in the store."""
         self.run_state.reuse(found)
-        self._tell_failed(found.items())
+        self._emit_failed(found.items())
 
     def settle(self, outcomes: Sequence[tuple[Key, Outcome]]) -> None:
-        """Take outcomes of prompts that are not asked, or not any more."""
+        """Record outcomes of prompts that are not asked, or not any more."""
         self.run_state.settle(outcomes)
-        self._tell_failed(outcomes)
+        self._emit_failed(outcomes)
 
-    def _tell_failed(self, outcomes: Iterable[tuple[Key, Outcome]]) -> None:
+    def _emit_failed(self, outcomes: Iterable[tuple[Key, Outcome]]) -> None:
         rows_of = self.run_state.rows_of
         failed = ((outcome, rows_of(key)) for key, outcome in outcomes if isinstance(outcome, Failure))
         self.runtime.emitter.rows_failed(failed)

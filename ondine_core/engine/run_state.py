@@ -1,4 +1,4 @@
-"""The state of a run while it runs: outcomes by key, and the counts that progress shows."""
+"""The state of a run: outcomes by key, and the counts of its progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from ondine_core.types.values import Failure, Key, Outcome
 
 
 class RunState:
-    """The state of a run: outcomes by key, and the counts that progress shows."""
+    """Outcomes by key, and the counts of the progress.
+
+    Args:
+        rows: Number of all rows.
+        copies: Number of rows of each prompt that several rows ask.
+        tracker: Tracks calls and cost.
+        elapsed_s: Returns the seconds since the start of the run.
+        on_progress: Called by `report_progress`.
+        unaskable: Number of rows of which no prompt could be made.
+        skipped: Number of skipped rows.
+    """
 
     def __init__(  # noqa: PLR0913
         self,
@@ -40,7 +50,7 @@ class RunState:
         self.latencies_s = array("d")
 
     def reuse(self, outcomes: Mapping[Key, Outcome]) -> None:
-        """Take outcomes that were in the store."""
+        """Record outcomes that were in the store."""
         self.settle(outcomes.items())
         self._reused += sum(self._copies.get(key, 1) for key in outcomes)
         for outcome in outcomes.values():
@@ -51,7 +61,7 @@ class RunState:
         for key, outcome in outcomes:
             failed = isinstance(outcome, Failure)
             self.outcomes[key] = outcome if isinstance(outcome, Failure) else pack_answer(outcome)
-            rows = self._copies.get(key, 1)  # not by `rows_of`: this is done for every answer
+            rows = self._copies.get(key, 1)  # faster than `rows_of`: this runs for every answer
             self._done += rows
             self._failed += rows * failed
             self.any_answer = self.any_answer or not failed
@@ -61,26 +71,24 @@ class RunState:
         self._on_progress(self.progress)
 
     def rows_of(self, key: Key) -> int:
-        """Rows that ask for one prompt."""
+        """Number of rows with this prompt."""
         return self._copies.get(key, 1)
 
     @property
     def rows_left(self) -> int:
-        """Rows that have no outcome yet."""
+        """Number of rows without an outcome."""
         return self._rows - self._done
 
     @property
     def progress(self) -> Progress:
         """The counts so far."""
-        spend = self.tracker.spend
-        elapsed_s = self._elapsed_s()
         return Progress(
             self._rows,
             self._done,
             self._reused,
             self._failed,
-            spend,
-            elapsed_s,
+            self.tracker.spend,
+            self._elapsed_s(),
             self._unaskable,
             self._skipped,
             self._reused_usd,

@@ -1,4 +1,4 @@
-"""What a run works with, built from the user's settings: model, store, price, rate limiter, budgets."""
+"""Opens the resources of a run from the user's settings: model, store, price, rate limiter, budgets."""
 
 from __future__ import annotations
 
@@ -34,17 +34,28 @@ from ondine_core.types.protocols import AnswerStore, ChatModel
 from ondine_core.types.values import ModelSpec, Tier
 
 _WAIT_TIMEOUT_S = 60.0
-_USED = 0.985
+_USED_SHARE = 0.985
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What a run works with.
+    """The resources of a run.
 
-    `price` is that of the tier that is asked for, and holds at each if there are no `tier_prices`. The `lease` must be
-    held while calls leave. `count` says the tokens of a text, `media_tokens` the most that an image or document takes.
-    `on_warning` and `on_job` are called with a sentence. `connect_jobs` connects to the batch API of a model, or raises
-    `ConfigError` if there is none.
+    Args:
+        model: The model that is asked.
+        store: The store of answers.
+        price: Price at the tier that is asked for; without `tier_prices`, at each tier.
+        max_output_tokens: Maximum number of tokens of one reply, `None` if unknown.
+        limiter: The shared rate limiter, if there is one.
+        budgets: The budgets that calls are charged to, if there are any.
+        count: Returns the number of tokens of a text.
+        lease: The lease that must be held when a call leaves, if there is one.
+        tier_prices: Prices by tier.
+        on_warning: Called with a sentence.
+        on_job: Called with a sentence about a batch job.
+        connect_jobs: Connects to the batch API of a model, or raises `ConfigError` if it has none.
+        media_tokens: Returns the maximum number of tokens of an image or document.
+        emitter: Receives the events of the run.
     """
 
     model: ChatModel
@@ -64,7 +75,7 @@ class Runtime:
 
 
 def open_options_store(options: Options, stack: AsyncExitStack) -> AnswerStore:
-    """The store of `options`; one that is opened here is closed with `stack`."""
+    """Return the store of `options`; if it is opened here, `stack` closes it."""
     if not isinstance(options.store, str | Path):
         return options.store
     return stack.enter_context(open_store(options.store, durability=options.durability, warn=options.on_observer_error))
@@ -73,11 +84,11 @@ def open_options_store(options: Options, stack: AsyncExitStack) -> AnswerStore:
 async def open_runtime(
     spec: ModelSpec, store: AnswerStore, options: Options, stack: AsyncExitStack, model: ChatModel | None = None
 ) -> Runtime:
-    """What a run works with; a model that is connected here is closed with `stack`.
+    """Open the resources of a run; unless `model` is given, it is connected here and `stack` closes it.
 
     Raises:
-        ConfigError: The model cannot be connected or has no such price tier, a cap needs a figure that is not known, or
-            the tier is "batch" and the store does not outlive the process.
+        ConfigError: The model cannot be connected or has no such price tier, a cap needs a figure that is unknown, or
+            the tier is "batch" and the store is in memory.
     """
     if model is None:
         model = connect(spec)
@@ -92,13 +103,14 @@ async def open_runtime(
     if options.rates:
         # Rates are shared by all runs that ask the same model at the same address.
         address = (spec.base_url or "").rpartition("@")[2]
-        limiter = RateLimiter(f"{spec.model}@{address}", _used(options.rates), store, options.clock)
+        limiter = RateLimiter(f"{spec.model}@{address}", _reduce_rates(options.rates), store, options.clock)
     unpriced = None if options.price else find_unpriced_part(spec)
     listed = {} if unpriced else find_tier_prices(spec)
     price = options.price or listed.get(spec.tier)
     max_output_tokens = get_output_limit(spec)
-    own = () if options.max_cost_usd is None else (BudgetLimit(Decimal(str(options.max_cost_usd))),)
-    caps = (*own, *options.caps)
+    caps = options.caps
+    if options.max_cost_usd is not None:
+        caps = (BudgetLimit(Decimal(str(options.max_cost_usd))), *caps)
     budgets = None
     if caps:
         _check_bounded(spec, price, max_output_tokens, caps[0], unpriced)
@@ -121,19 +133,27 @@ async def open_runtime(
     )
 
 
-def _used(rates: Rates) -> Rates:
-    """What of `rates` is used: calls arrive some milliseconds early or late.
+def _reduce_rates(rates: Rates) -> Rates:
+    """Reduce `rates` a little, since calls arrive some milliseconds early or late.
 
-    A provider that counts those of any second, wherever that begins, would turn one away now and then that is early.
+    Otherwise a provider that counts the calls of any second would refuse one that is early now and then.
     """
-    requests, tokens = (rate and _USED * rate for rate in (rates.requests_per_minute, rates.tokens_per_minute))
-    return replace(rates, requests_per_minute=requests, tokens_per_minute=tokens)
+    requests, tokens = rates.requests_per_minute, rates.tokens_per_minute
+    return replace(
+        rates,
+        requests_per_minute=None if requests is None else _USED_SHARE * requests,
+        tokens_per_minute=None if tokens is None else _USED_SHARE * tokens,
+    )
 
 
 def _check_bounded(
     spec: ModelSpec, price: Price | None, max_output_tokens: int | None, cap: BudgetLimit, unpriced: str | None
 ) -> None:
-    """Refuse a cap on calls whose maximum cost is not known."""
+    """Check that the maximum cost of a call is known, so that `cap` can hold.
+
+    Raises:
+        ConfigError: It is unknown.
+    """
     if unpriced is not None:
         raise ConfigError(
             f"{cap} cannot bound a call of {spec.model!r}: {unpriced}. Leave that out, or set what a call costs: "
@@ -151,7 +171,7 @@ def _check_bounded(
 
 
 def _budget(cap: BudgetLimit, spec: ModelSpec, store: AnswerStore, options: Options, origin: Origin) -> Budget:
-    # A run's own budget is for one materialization; a named one is shared by all that name it.
-    own = f"{origin.run}/{origin.asset}/{origin.partition}"
-    run, wait_timeout_s = origin.run if cap.name else own, max(_WAIT_TIMEOUT_S, 2 * spec.max_call_s)
+    # A budget without a name is for one materialization, of which a run may have several.
+    run = origin.run if cap.name else f"{origin.run}/{origin.asset}/{origin.partition}"
+    wait_timeout_s = max(_WAIT_TIMEOUT_S, 2 * spec.max_call_s)
     return Budget(cap, run, store, options.clock, options.on_threshold, wait_timeout_s)

@@ -14,7 +14,7 @@ from ondine_core.telemetry.emitter import BatchObserver
 from ondine_core.types.ledger import CallFinished, CallStarted
 from ondine_core.types.values import Reply, Tier, Usage
 
-NOTHING = Charge(Decimal(0))
+NO_CHARGE = Charge(Decimal(0))
 
 
 def charge_call(
@@ -24,9 +24,9 @@ def charge_call(
     usage: Usage | None,
     tier: Tier,
 ) -> Charge:
-    """What a call is charged, by `CostTracker.charge`, or by `answered` for its stage, which also counts it."""
+    """The charge for a call by `CostTracker.charge`, or by `CostTracker.answered`, which also counts the call."""
     if usage is None:
-        return NOTHING
+        return NO_CHARGE
     return charge(
         usage,
         stated_usd=None if reply is None else reply.stated_usd,
@@ -38,7 +38,7 @@ def charge_call(
 def finish_call(
     run: RunContext, sent: CallStarted, usage: Usage | None, charge: Charge, result: BatchResult
 ) -> CallFinished:
-    """The ledger entry of a finished call, with its outcomes."""
+    """Make the ledger entry of a finished call, with its outcomes."""
     unseen = run.unseen
     return CallFinished(
         sent,
@@ -57,7 +57,7 @@ def finish_call(
 def end_batch(
     run: RunContext, observer: BatchObserver, result: BatchResult, *, keep: bool = True, error: Exception | None = None
 ) -> None:
-    """Report the end of a batch to observers, with its failed rows if its outcomes are kept."""
+    """Report the end of a batch to observers, with its failed rows if its outcomes are stored (`keep`)."""
     if keep and result.failures:
         rows_of = run.run_state.rows_of
         observer.rows_failed((failure, rows_of(key)) for key, failure in result.failures)

@@ -1,4 +1,4 @@
-"""The pure steps of a run, in the order they are taken: render, dedup, judge."""
+"""The pure steps of a run, in their order: render, dedup, judge."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing,
 
 
 class ParsedReply(NamedTuple):
-    """What a reply settled: answers by key, failures by key, and the batches still to be asked."""
+    """The outcomes of a reply: answers by key, failures by key, and the batches to ask again."""
 
     answers: tuple[tuple[Key, Mapping[str, Json]], ...] = ()
     failures: tuple[tuple[Key, Failure], ...] = ()
@@ -35,9 +35,9 @@ def render(
     note: Callable[[PreprocessedRow], None] = lambda _: None,
     on_missing: OnMissing = "skip",
 ) -> Iterator[str | Failure | Skipped]:
-    """The text of the prompt of each row in `indices`, lazily, or why the row has none.
+    """Render the prompt of each row in `indices`, lazily; yields its text, or why the row has none.
 
-    `note` is called with what was done to each row, if rows are preprocessed.
+    If rows are preprocessed, `note` is called with each preprocessed row.
     """
     for index in indices:
         what = "the row cannot be cleaned"
@@ -69,7 +69,7 @@ def render(
 def items(
     task: Task, columns: Mapping[str, Sequence[Any]], pending: Iterable[tuple[Key, int]], *, with_fields: bool
 ) -> Iterator[Item]:
-    """The prompts in `pending`, keys with a row of each, rendered in their turn so that no text waits in memory.
+    """Render the prompts in `pending`, keys with a row of each, lazily so that few texts are in memory.
 
     With `with_fields`, they also have the values of their placeholders.
     """
@@ -84,7 +84,7 @@ def items(
             if prompt.reader is not None and key_of(text) != key:
                 raise MediaError("its content has changed since the run began; run again")
         except MediaError as error:
-            # It is the encoding of a call that fails, not the packing of batches.
+            # Loading this image fails, so the row fails when its call is encoded, and not the packing of batches.
             broken = Media("image", "", key.hex(), load=partial(_refuse, str(error)))
             fields = dict.fromkeys(prompt.columns, broken.reference) if with_fields else {}
             yield Item(key, broken.reference, fields, {broken.reference: broken})
@@ -100,7 +100,7 @@ def _refuse(reason: str) -> bytes:
 def dedup(
     texts: Iterable[str | Failure | Skipped], key: Callable[[str], Key]
 ) -> tuple[list[Key | Failure | Skipped], dict[Key, int]]:
-    """Each row's key (or failure, or why it is skipped), and the first row that asks each unique prompt."""
+    """Each row's key (or failure, or why it is skipped), and the first row of each unique prompt."""
     rows: list[Key | Failure | Skipped] = []
     first: dict[Key, int] = {}
     for index, text in enumerate(texts):
@@ -150,7 +150,7 @@ def _split(batch: Batch, answer: str, task: Task, strategy: BatchStrategy) -> Ma
     """The text of each answer by its place in the batch, or why none can be read; the strategy may be the user's."""
     try:
         texts: Any = strategy.decode(batch, answer, task)
-    except Exception as error:  # noqa: BLE001  (a strategy of the user's may raise any error)
+    except Exception as error:  # noqa: BLE001  (a user's strategy may raise any error)
         return Failure("invalid", f"the strategy {strategy.name!r} raised {type(error).__name__} for the reply")
     if texts is None:
         return Failure("invalid", "the reply cannot be read")
@@ -164,8 +164,9 @@ _TURN_OFF = "raise max_output_tokens, or lower reasoning_effort (some servers ha
 
 
 def read_answer(reply: Reply, max_output_tokens: int | None, asked: str) -> str | Failure:
-    """The text that a reply to the rows' text `asked` answers with, or why it has none that is whole."""
-    reason, ending = reply.finish_reason, finish_kind(reply.finish_reason)
+    """The text of a complete reply to the prompts' texts `asked`, without reasoning; or why there is none."""
+    reason = reply.finish_reason
+    ending = finish_kind(reason)
     if ending == "tool":
         return Failure("invalid", f"the model called a tool instead of answering (finish_reason {reason!r})")
     if ending != "whole":
@@ -186,14 +187,14 @@ def read_answer(reply: Reply, max_output_tokens: int | None, asked: str) -> str 
 
 
 def _was_thinking(reply: Reply, asked: str) -> bool:
-    """Whether a reply that was cut had not begun with its answer."""
+    """Whether a reply was cut before its answer began."""
     if reply.text.strip():
         return strip_reasoning(reply.text, asked) is None
     return reply.reasoning_only or reply.usage.reasoning_tokens > 0
 
 
 def shrink(batch: Batch, failure: Failure, max_repairs: int) -> ParsedReply:
-    """Halve a batch that failed as a whole; a prompt that is alone already has failed."""
+    """Halve a batch that failed as a whole; a single prompt fails."""
     if len(batch.items) == 1:
         return ParsedReply(failures=((batch.items[0].key, failure),))
     middle = len(batch.items) // 2
@@ -203,21 +204,21 @@ def shrink(batch: Batch, failure: Failure, max_repairs: int) -> ParsedReply:
     )
 
 
-def restorer(
+def make_restorer(
     prompt: CompiledPrompt, columns: Mapping[str, Sequence[Any]]
 ) -> Callable[[int, Mapping[str, Json]], Mapping[str, Json]] | None:
-    """A function from a row and its answer's values to these with the row's own data; `None` if it kept them."""
+    """Make a function that replaces placeholders in the answer of a row by the row's data; `None` if there are none."""
     preparation = prompt.preparation
     if preparation is None or not preparation.restores:
         return None
 
     def give_back(index: int, values: Mapping[str, Json]) -> Mapping[str, Json]:
-        # Most answers repeat nothing of their row, which need not be searched again then.
+        # Most answers have no placeholder; then the row need not be prepared again.
         if not any(map(has_placeholder, values.values())):
             return values
         try:
             raw = prompt.prepare({name: columns[name][index] for name in prompt.columns}).raw
-        except MediaError:  # its file is gone since it was answered
+        except MediaError:  # its file was removed since it was answered
             return values
         return {name: restore(value, raw) for name, value in values.items()} if raw else values
 

@@ -1,4 +1,4 @@
-"""Ends a run early: waits end immediately, and calls in flight, which are paid for, go on."""
+"""Ends a run early: waits end immediately, and calls in flight, which are paid for, continue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ondine_core.errors import FatalError, OndineError
 
 
 class StopSignal:
-    """Ends a run early; `error` is the first error that did, `None` while the run continues."""
+    """Ends a run early; `error` is the first error that ended it, `None` while it continues."""
 
     def __init__(self) -> None:
         self.error: OndineError | None = None
@@ -19,7 +19,7 @@ class StopSignal:
         self._interrupted: set[asyncio.Task[object]] = set()
 
     def stop(self, error: OndineError) -> None:
-        """Let no further call leave, and end the waits of those that have not left."""
+        """Let no further call leave, and end the waits of calls that have not left."""
         if self.error is None:
             self.error = error
             self._interrupted |= self._waiting
@@ -28,7 +28,7 @@ class StopSignal:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A wait that ends with `FatalError` when the run is stopped."""
+        """Run the body, a wait, and end it with `FatalError` when the run is stopped."""
         if self.error is not None:
             raise FatalError(str(self.error))
         task = cast("asyncio.Task[object]", asyncio.current_task())

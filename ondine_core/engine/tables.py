@@ -1,10 +1,10 @@
-"""Tables of any kind: read as columns of Python values, and given new columns in their own kind.
+"""Reads tables of any kind as columns of Python values, and makes new columns for frames of any kind.
 
-Each kind of missing value is read as `None`. A new column is of the kind of its frame (pandas, polars or pyarrow),
-typed by the JSON schema of its values, with null for a missing one. pandas columns are built natively, because its
-plain integer and boolean types hold no null. A pandas column of nulls has a type, too, so that files of partitions can
-be read together, except for lists and objects, whose Arrow types pandas cannot read back from a file: use polars or
-pyarrow where a whole partition of those may be null.
+Missing values of each kind are read as `None`. A new column is of the kind of its frame (pandas, polars or pyarrow).
+Its type follows from the JSON schema of its values, and missing values are null. pandas columns are built natively,
+because the plain integer and boolean types of pandas have no null. A pandas column of nulls has a type, too, so that
+the files of partitions can be read together. The exceptions are lists and objects, whose Arrow types pandas cannot read
+back from a file: use polars or pyarrow if they may be null in a whole partition.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ _PANDAS = {"integer": "Int64", "boolean": "boolean", "number": "Float64"}
 
 
 def read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict[str, Sequence[Any]]]:
-    """The column names of `table`, its length, and the values of the `wanted` columns that it has."""
+    """Read the column names of `table`, its number of rows, and the values of the `wanted` columns that it has.
+
+    Raises:
+        ConfigError: It is not a table, has two columns of one name, or a wanted column is its index.
+    """
     if isinstance(table, Mapping):
         return _read_columns(table, wanted)
     if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
@@ -70,7 +74,7 @@ def _is_column(values: Any) -> bool:
 
 
 def _values(series: Any) -> Sequence[Any]:
-    """The values as Python objects, every kind of missing as `None`."""
+    """The values as Python objects; missing values of each kind are `None`."""
     values: list[Any] = series.to_list()
     if not series.null_count():
         return values
@@ -78,13 +82,13 @@ def _values(series: Any) -> Sequence[Any]:
 
 
 def new_column(frame: nw.DataFrame[Any], name: str, values: list[Any], json_schema: Mapping[str, Json]) -> Any:
-    """A column of `values` for `frame`, one a row, of the type that `json_schema` says.
+    """Make a column of `values` for `frame`, one a row, with the type that `json_schema` describes.
 
-    A serializer of the user's that does not say what it returns may give another type: then the column has texts.
+    If values have another type, as from a user's serializer without a return type, the column has texts.
     """
     try:
         return _typed_column(frame, name, values, json_schema)
-    except Exception:  # noqa: BLE001  (each library has errors of its own)
+    except Exception:  # noqa: BLE001  (each library raises errors of its own)
         are_texts = all(isinstance(value, str | None) for value in values)
         return _typed_column(frame, name, values, {"type": "string"} if are_texts else {})
 
@@ -111,7 +115,7 @@ def _pandas_series(name: str, values: list[Any], json_schema: Mapping[str, Json]
     kind = _kind(json_schema)
     dtype = _PANDAS.get(kind, "object")
     if kind in ("array", "object") and not any(values) and find_spec("pyarrow") is not None:
-        # Empty lists and nulls alone do not tell a file or a database the type of the items.
+        # From empty lists and nulls alone, a file or a database cannot infer the type of the items.
         import narwhals as nw
 
         typed = nw.new_series(name, values, _dtype(json_schema), backend="pyarrow").to_native()
@@ -119,25 +123,25 @@ def _pandas_series(name: str, values: list[Any], json_schema: Mapping[str, Json]
     if dtype == "object" and all(value is None for value in values):
         return pd.Series(values, index=index, name=name, dtype=_pandas_dtype_of_nulls(kind))
     native = pd.Series(values, index=index, name=name, dtype=dtype)
-    # Texts and date-times take the type that the installed pandas gives them.
+    # The installed version of pandas decides the types of texts and date-times.
     return native.infer_objects() if kind != "array" else native
 
 
 def _pandas_dtype_of_nulls(kind: str) -> Any:
-    """The type of a column without a value, which in a file is that of one with values, as far as pandas has it."""
+    """The type of a column of nulls: in a file, that of a column with values, if pandas has such a type."""
     import pandas as pd
 
     if kind in ("string", "mixed", "date-time"):
         value = dt.datetime(2026, 1, 1) if kind == "date-time" else ""  # noqa: DTZ001
         inferred = pd.Series([value], dtype="object").infer_objects().dtype
-        return "string" if inferred == "object" else inferred  # pandas 2 infers no texts
+        return "string" if inferred == "object" else inferred  # pandas 2 does not infer a type for texts
     if kind == "date" and find_spec("pyarrow") is not None:
         return "date32[pyarrow]"
     return "object"
 
 
 def _typed(value: Json, json_schema: Mapping[str, Json]) -> Json:
-    """`value` with JSON text wherever its schema has no single type, so that it fits `_dtype`."""
+    """Convert the parts of `value` whose schema has no single type to JSON text, so that it fits `_dtype`."""
     schema, kind = _without_null(json_schema), _kind(json_schema)
     if value is None:
         return None
@@ -151,15 +155,15 @@ def _typed(value: Json, json_schema: Mapping[str, Json]) -> Json:
 
 
 def _utc(value: dt.datetime) -> dt.datetime:
-    """Frames hold one time zone a column, models write any: UTC, without a mark."""
+    """Convert to UTC without a time zone, since a column has one time zone and models write any."""
     try:
         return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
-    except OverflowError:  # the first or last day of the calendar, elsewhere
+    except OverflowError:  # the first or last day of the calendar
         return value.replace(tzinfo=None)
 
 
 def _kind(json_schema: Mapping[str, Json]) -> str:
-    """A key of `_plain_dtypes`, `array`, `object`, or `mixed` for what no single column type holds."""
+    """A key of `_plain_dtypes`, `array`, `object`, or `mixed` for values of no single column type."""
     match _without_null(json_schema):
         case {"type": "string", "format": "date" | "date-time" as form}:
             return str(form)
@@ -210,7 +214,7 @@ def _plain_dtypes() -> Mapping[str, Any]:
 
 
 def _nested(json_schema: Mapping[str, Json]) -> Any:
-    """Dates inside a list or an object stay the texts that JSON has for them."""
+    """The type of a part of a list or an object; dates in them are texts as in JSON."""
     import narwhals as nw
 
     return nw.String() if _kind(json_schema) in ("date", "date-time") else _dtype(json_schema)

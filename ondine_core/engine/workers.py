@@ -1,8 +1,8 @@
 """Workers that send batches to one model until every prompt has an outcome.
 
-Workers share one lazy iterator of batches. A worker takes a batch, asks, retries what has no outcome yet in smaller
-batches, then takes the next batch; there is no queue to shut down. There are more workers than concurrency slots, so
-that a worker which waits before a retry leaves its slot to another.
+Workers share one lazy iterator of batches. A worker takes a batch, asks it, asks prompts without an outcome again in
+smaller batches, then takes the next batch; there is no queue to shut down. There are more workers than concurrency
+slots, so that a worker that waits before a retry leaves its slot to another.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from ondine_core.types.ledger import CallReason
 from ondine_core.types.values import Batch, Failure, Key, Reply
 
 _UNREACHABLE_BEFORE_GIVING_UP = 10
-"""Prompts in a row without a reply, each after all its retries, after which the provider is taken to be gone."""
+"""Number of batches in a row without a reply, each after all its retries, after which the provider is unreachable."""
 _WORKERS_A_CALL = 4
-"""With three calls in ten failing, two of these wait at any time before they try again."""
+"""Workers for each concurrency slot: if three calls in ten fail, two of these wait at any time before a retry."""
 
 
 class Asker:
@@ -61,10 +61,19 @@ class Asker:
         reason: CallReason | None = None,
         scratch: RunState | None = None,
     ) -> None:
-        """Ask `ready` batches, and then the `pending` keys, each with a row that asks for it.
+        """Ask `ready` batches, and then the `pending` keys, each with a row that asks it.
 
-        With a `reason`, all calls are made for that one. `scratch` takes the outcomes instead of the run and the store,
-        which has only the ledger then.
+        Args:
+            pending: Keys and rows.
+            batch_size: Maximum number of prompts in one call.
+            ready: Batches to ask first.
+            reason: The reason of all calls; by default it follows from each batch.
+            scratch: Receives the outcomes instead of the run and the store; the ledger has the calls anyway.
+
+        Raises:
+            BudgetExhaustedError: The cap on cost is reached.
+            FatalError: No request can succeed.
+            TransientError: The provider stayed unreachable.
         """
         run = self._run
         run_state = scratch or run.run_state
@@ -90,8 +99,8 @@ class Asker:
         self._health.settle_doubts()
         error = run.stop.error
         if isinstance(error, BudgetExhaustedError):
-            left = f"{run_state.rows_left:,} rows have no answer yet."
-            raise BudgetExhaustedError(f"{error} {left}{_explain_bound(run)}") from error
+            unanswered = f"{run_state.rows_left:,} rows have no answer yet."
+            raise BudgetExhaustedError(f"{error} {unanswered}{_explain_bound(run)}") from error
         if error is not None:
             raise error
 
@@ -105,7 +114,7 @@ class Asker:
     # -- the next batch --------------------------------------------------------------------------------------------
 
     async def _next(self, part: _Part) -> Batch | None:
-        """The next batch to ask; when there is no other, wait for prompts that other runs release."""
+        """The next batch to ask; if there is none, wait for prompts that other runs release."""
         others = self._run.others
         while self._run.stop.error is None:
             if part.keep and others.is_due():
@@ -117,22 +126,22 @@ class Asker:
                 return await self._wait_for_others(part) if part.keep else None
             if not (part.keep and others.is_shared):
                 return batch
-            # A call that may not leave would take its place in the rate, so it is looked first.
-            looked = await others.look(batch.items)
-            if looked.free == batch.items:
+            # Looked up before the call is made, since a call that must not leave would use up a part of the rate.
+            lookup = await others.look(batch.items)
+            if lookup.free == batch.items:
                 return batch
-            self._take(looked, part)
+            self._take(lookup, part)
         return None
 
     async def _pack_next(self, part: _Part) -> Batch | None:
-        """The next batch; one with images is made in a thread, because their files are read."""
+        """The next batch; if rows have images, it is made in a thread, because their files are read."""
         if self._run.task.prompt.reader is None:
             return next(part.batches, None)
         async with part.packing:
             return await asyncio.to_thread(next, part.batches, None)
 
     async def _wait_for_others(self, part: _Part) -> Batch | None:
-        """The next batch of prompts released by other runs; `None` when none is left to wait for."""
+        """The next batch of prompts that other runs release; `None` if there are none to wait for."""
         others = self._run.others
         async with others.lock:
             while others.is_waiting and not part.ready and self._run.stop.error is None:
@@ -142,20 +151,20 @@ class Asker:
                         await self._sleep(others.next_wait_s())
         return part.ready.popleft() if part.ready else None
 
-    def _take(self, looked: LookupResult, part: _Part) -> None:
-        """Keep what a look found, have asked what is free, and leave the rest for later."""
+    def _take(self, lookup: LookupResult, part: _Part) -> None:
+        """Reuse outcomes that were found, ask free prompts next, and defer held ones."""
         run = self._run
-        run.reuse(looked.found)
-        if looked.found:
+        run.reuse(lookup.found)
+        if lookup.found:
             run.run_state.report_progress()
-        run.others.defer(looked.held)
+        run.others.defer(lookup.held)
         run.unseen.update(run.others.taken_over)
-        part.ready.extend(part.sizes.pack(looked.free))
+        part.ready.extend(part.sizes.pack(lookup.free))
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
     async def _ask(self, batch: Batch, part: _Part) -> tuple[Batch, ...]:
-        """Ask one batch and keep its outcomes; returns the batches to be asked again."""
+        """Ask one batch and record its outcomes; returns the batches to ask again."""
         run = self._run
         observer = run.runtime.emitter.begin(batch)
         error: TransientError | None = None
@@ -173,7 +182,8 @@ class Asker:
             run.stop.stop(fatal)
             return ()
         except TransientError as transient:
-            result, error = self._give_up(batch, transient), transient
+            error = transient
+            result = self._give_up(batch, transient)
         if result.taken:
             observer.ended(0, 0, len(batch.items))
             run.others.defer(item for item in batch.items if item.key in result.taken)
@@ -185,7 +195,7 @@ class Asker:
         return result.retry
 
     async def _attempt(self, encoded: EncodedBatch, part: _Part, observer: BatchObserver, attempt: int) -> BatchResult:
-        """Make one attempt at a call; while the provider answers no call at all, that is waited out."""
+        """Make one attempt at a call; outages and waits for capacity do not count as attempts."""
         again = attempt > 1
         if again:
             observer.retried()
@@ -208,7 +218,7 @@ class Asker:
             observer.retried()
 
     async def _call(self, pending: PendingCall, encoded: EncodedBatch, part: _Part) -> BatchResult:
-        """Make a call and keep its outcomes."""
+        """Make a call and store its outcomes."""
         try:
             sent = await self._caller.start(pending)
             if pending.taken:
@@ -226,7 +236,7 @@ class Asker:
             await self._caller.end(pending)
 
     def _give_up(self, batch: Batch, error: TransientError) -> BatchResult:
-        """Halve a batch after its last attempt if it may be due to one of its rows; otherwise its prompts fail."""
+        """After the last attempt, halve a batch if one of its rows may be the cause; otherwise its prompts fail."""
         self._health.note_unreachable(error, max(self._workers, _UNREACHABLE_BEFORE_GIVING_UP))
         keys = tuple([item.key for item in batch.items])
         failure = Failure("unreachable", self._health.retry_policy(keys).explain(error))
@@ -243,7 +253,7 @@ class Asker:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Prompts to be asked, and what is done with their outcomes."""
+    """Prompts that are asked with one batch size, and how their outcomes are treated."""
 
     batches: Iterator[Batch]
     run_state: RunState
@@ -251,17 +261,17 @@ class _Part:
     reason: CallReason | None
     keep: bool
     is_shared: bool
-    """Whether there is more than one call."""
+    """Whether there is more than one call, so that caching their prefix may pay."""
     several_rows: bool
     """Whether most calls carry several rows."""
     ready: deque[Batch]
-    """Batches to ask before the others, such as prompts that another run has released."""
+    """Batches to ask first, such as prompts that another run has released."""
     packing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a batch is made in a thread."""
 
 
 def _explain_bound(run: RunContext) -> str:
-    """A sentence about `max_output_tokens`, if calls are reserved at the model's longest reply; else an empty text."""
+    """A sentence about `max_output_tokens`, if calls are reserved at the model's longest reply; otherwise empty."""
     listed = run.runtime.max_output_tokens
     if listed is None or run.task.model.max_output_tokens is not None:
         return ""
@@ -269,17 +279,17 @@ def _explain_bound(run: RunContext) -> str:
 
 
 def max_in_flight(runtime: Runtime, policy: Policy) -> int:
-    """The most concurrent calls that both the user and the model allow."""
+    """The maximum number of calls in flight that both the user and the model allow."""
     return min(policy.max_concurrency, runtime.model.max_concurrency or policy.max_concurrency)
 
 
 def max_workers(runtime: Runtime, policy: Policy) -> int:
-    """The most batches that are worked on concurrently."""
+    """The maximum number of batches that are worked on at the same time."""
     return _WORKERS_A_CALL * max_in_flight(runtime, policy)
 
 
 def reason_of(batch: Batch, *, again: bool) -> CallReason:
-    """Why a call is made with `batch`; `again` if an earlier call with it got lost."""
+    """Why a call is made with `batch`; `again` if an earlier call with it failed."""
     if again:
         return "retry"
     if batch.attempt == 1:

@@ -1,7 +1,7 @@
 """A store in one SQLite file, which any number of processes of one machine may share.
 
-What was committed survives a kill of the process. With `synchronous=NORMAL` the write-ahead log is synced at most a
-second later, so a power cut costs no more than that; with `FULL` every commit is synced, and nothing is lost.
+A commit survives a kill of the process. With `synchronous=NORMAL` the write-ahead log is synced at most a second after
+it, so a power cut loses at most the last second or so. With `FULL` every commit is synced, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ T = TypeVar("T")
 _MAX_IN_A_LIST = 1024
 _MAX_ROWS = 256
 _PAGES_A_CHECKPOINT = 4000
-"""Keys are random, so a page is written again and again: the fewer checkpoints, the fewer copies and syncs."""
+"""Many, since keys are random: a page is changed often, and each checkpoint copies it to the file and syncs."""
 _PAGES_GIVEN_BACK = 256
-"""In one transaction, so that other processes wait for a moment only."""
+"""Free pages that one transaction returns to the file system: few, so that other processes wait only briefly."""
 _WRITES_A_CHECKPOINT = 200
-"""Number of small writes after which the next one leaves the checkpoint to `write`; each fills about one page."""
+"""Number of small writes, of about a page each, after which one is left to `write`, which makes a checkpoint if due."""
 
 
 class SqliteDatabase(Database):
-    """A `Database` in one file; `open_store` explains the arguments."""
+    """A `Database` in one file; see `open_store` for the arguments."""
 
     def __init__(self, path: str | Path, *, durability: Durability, wait_timeout_s: float, create: bool) -> None:
         self.location = str(path)
@@ -49,14 +49,14 @@ class SqliteDatabase(Database):
         self._log_sync: LogSync | None = None
         self._saved: Path | None = None
         self._lost = ""
-        self._in_use = make_lock()  # SQLite has locks of its own, which a fork would copy
+        self._in_use = make_lock()  # no fork while SQLite holds its own locks, which the child would inherit
         with self._explained():
             if self.location != ":memory:":
                 self._file = resolve(path)
                 self._files = store_files(self._file)
                 self._log_sync = None if self._syncs_commits else LogSync(self._files[1])
                 prepare(self._file, create=create)
-            # The store opens it on one thread and uses it on another, never at once.
+            # It is opened on one thread and used on others, never at the same time.
             self._connection = sqlite3.connect(
                 self._file or ":memory:",
                 timeout=wait_timeout_s,
@@ -64,42 +64,45 @@ class SqliteDatabase(Database):
                 check_same_thread=False,
                 factory=_Connection,
             )
-            # With it, a forked process takes locks for its own that its parent holds.
+            # A forked process would take the locks of its parent for its own.
             close_in_forks(self._connection)
         try:
             with self._explained():
-                # A database of something else, which `migrate` refuses, stays as it is.
+                # A database of another program, which `migrate` refuses, is not changed.
                 if self.read_format() is not None:
                     make_private(self._files)
-                    self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file
+                    self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect in a new file
                     self._switch_to_wal()
                 self._connection.execute(f"PRAGMA synchronous = {'FULL' if self._syncs_commits else 'NORMAL'}")
                 if self._syncs_commits:
                     self._connection.execute("PRAGMA fullfsync = ON")  # macOS; without effect elsewhere
                 self._set_waiting(waits=True)
-                self._connection.execute("SELECT 1 FROM sqlite_master").fetchone()  # now log and index exist
+                self._connection.execute("SELECT 1 FROM sqlite_master").fetchone()  # creates the log and its index
                 self._identity = identify(self._files)
         except BaseException:
             self._connection.close()
             raise
 
     def read(self, work: Callable[[], T]) -> T:
-        """The result of `work`, which selects."""
+        """Return the result of `work`, which only selects."""
         with self._explained():
             self._set_waiting(waits=True)
             return work()
 
     def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
-        """The result of `work`, whose statements take effect together or not at all; SQLite has one writer anyway."""
+        """Return the result of `work`, whose statements take effect together or not at all.
+
+        The `locks` are not needed, since SQLite has one writer at a time.
+        """
         del locks
         with self._explained():
             self._set_waiting(waits=True)
-            # IMMEDIATE: a writer waits for the lock at once instead of failing half-way.
+            # IMMEDIATE waits for the lock at the start; otherwise the transaction could fail at its first write.
             self._connection.execute("BEGIN IMMEDIATE")
             return self._finish(work)
 
     def write_at_once(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T | None:
-        """`write`; `None` if another process writes, the disk would be synced, or it is time to look after the log."""
+        """`write`, or `None` if another process writes, the disk would be synced, or a checkpoint may be due."""
         del locks
         self._small_writes += 1
         if self._syncs_commits or self._small_writes % _WRITES_A_CHECKPOINT == 0:
@@ -123,7 +126,7 @@ class SqliteDatabase(Database):
             # SQLite ends the transaction itself after some errors, a full disk among them.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            self._check_files()  # which would explain it better
+            self._check_files()  # its error would explain the failure better
             raise
         self._check_files()
         if self._log_sync is not None:
@@ -131,12 +134,16 @@ class SqliteDatabase(Database):
         return result
 
     def _check_format(self) -> None:
-        """Refuse to use tables that a newer version of Ondine has migrated meanwhile."""
+        """Check that no newer version of Ondine has migrated the tables meanwhile."""
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         check_version(version, self.location)
 
     def _check_files(self) -> None:
-        """Check, before a commit is reported, that its files were not deleted or replaced."""
+        """Check, before a commit is reported, that the files of the store were not deleted or replaced.
+
+        Raises:
+            StoreError: They were; the message says where the answers were saved.
+        """
         if not self._lost:
             if identify(self._files) == self._identity:
                 return
@@ -156,7 +163,7 @@ class SqliteDatabase(Database):
         raise StoreError(self._lost)
 
     def _save_files(self) -> Path:
-        """Copy what this connection can still read into a file beside the store's."""
+        """Copy what this connection can still read to a file beside the store."""
         if self._saved is None:
             file = self._files[0]
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -170,12 +177,12 @@ class SqliteDatabase(Database):
         return self._saved
 
     def copy_to(self, target: Path) -> None:
-        """Copy all that is committed into an existing file, while other processes read and write."""
-        # Whose disk is full is not known otherwise.
+        """Copy everything that is committed to an existing file, while other processes read and write."""
+        # The message names both files, since the error does not say which disk is full.
         with self._explained(f"The copy of the answer store {self.location!r} to {str(target)!r}"):
             copy = sqlite3.connect(target, isolation_level=None)
             try:
-                # In one step, of one snapshot: in several it would begin anew at every commit of another process.
+                # In one step; with several steps, it would begin anew at every commit of another process.
                 self._connection.backup(copy)
             finally:
                 copy.close()
@@ -192,20 +199,21 @@ class SqliteDatabase(Database):
         return self._connection.execute(to_sqlite(sql), parameters).fetchall()
 
     def select_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
-        """The rows of a query whose only parameter is the list after `IN`."""
-        found: list[Row] = []
+        """The rows of a query whose only parameter is the list after `IN`; the order is undefined."""
+        rows: list[Row] = []
         for start in range(0, len(values), _MAX_IN_A_LIST):
-            some = list(values[start : start + _MAX_IN_A_LIST])
-            # Filled up to a power of two: a handful of statements, which SQLite then compiles once.
-            some += some[:1] * ((1 << (len(some) - 1).bit_length()) - len(some))
-            found += self._connection.execute(to_sqlite(sql, values=len(some)), some).fetchall()
-        return found
+            chunk = list(values[start : start + _MAX_IN_A_LIST])
+            # Filled up to a power of two, so that there are few different statements and SQLite compiles each once.
+            size = 1 << (len(chunk) - 1).bit_length()
+            chunk += chunk[:1] * (size - len(chunk))
+            rows += self._connection.execute(to_sqlite(sql, values=size), chunk).fetchall()
+        return rows
 
     def hold(self, name: str) -> None:
-        """Nothing to do: SQLite has one writer at a time."""
+        """Do nothing: SQLite has one writer at a time."""
 
     def keep_out_writers(self, table: str) -> None:
-        """Nothing to do: SQLite has one writer at a time."""
+        """Do nothing: SQLite has one writer at a time."""
 
     def read_numbers(self, names: Sequence[str]) -> Mapping[str, bytes | None]:
         """The numbers of `names`."""
@@ -219,11 +227,11 @@ class SqliteDatabase(Database):
         """Run a statement that returns no rows for each of `rows`."""
         start = 0
         while left := len(rows) - start:
-            # A handful of statements again, each for a power of two. In each, SQLite lets go of the interpreter, and
-            # where that is busy gets it back late; so one for many rows leaves sooner than many for one.
+            # A power of two, so that there are few different statements. One statement for many rows is faster than
+            # many: each releases the interpreter lock, and regains it late while other threads run.
             count = 1 << (min(left, _MAX_ROWS).bit_length() - 1) if " VALUES (" in sql else 1
-            some = rows[start : start + count]
-            self._connection.execute(to_sqlite(sql, rows=count), list(chain.from_iterable(some)))
+            chunk = rows[start : start + count]
+            self._connection.execute(to_sqlite(sql, rows=count), list(chain.from_iterable(chunk)))
             start += count
 
     def run_in(self, sql: str, values: Sequence[Any]) -> None:
@@ -231,10 +239,10 @@ class SqliteDatabase(Database):
         self.select_in(sql, values)
 
     def create_schema(self) -> None:
-        """Nothing to do: the tables are in the file."""
+        """Do nothing: SQLite has no schemas."""
 
     def read_format(self) -> int | None:
-        """The version of the tables, 0 if there are none, `None` if they are not those of a store."""
+        """The format of the tables, 0 if there are none, `None` if they are not those of a store."""
         names = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
         if names and not names >= {"answers", "numbers"}:
             return None
@@ -242,25 +250,26 @@ class SqliteDatabase(Database):
         return int(version)
 
     def write_format(self, version: int) -> None:
-        """Note the version of the tables."""
+        """Record the format of the tables."""
         self._connection.execute(f"PRAGMA user_version = {version}")
 
     def measure(self) -> int:
-        """Bytes of the file and its log."""
+        """Size of the file and its log, in bytes."""
         files = [] if self._file is None else [self._file, Path(f"{self._file}-wal")]
         return sum(file.stat().st_size for file in files if file.exists())
 
     def compact(self) -> None:
-        """Give the space of deleted rows back to the file system, in many small transactions.
+        """Return the space of deleted rows to the file system, in many small transactions.
 
-        A file that was made by an early version keeps its size, and new rows use the space.
+        A file that was created by an early version keeps its size; new rows use the space.
         """
         give_back = f"PRAGMA incremental_vacuum({_PAGES_GIVEN_BACK})"
-        left = -1
-        while left != (left := self.read(self._count_free_pages)):
+        before, left = -1, self.read(self._count_free_pages)
+        while left != before:
             began = time.monotonic()
             self.write(lambda: self._connection.execute(give_back).fetchall())
-            time.sleep(2 * (time.monotonic() - began))  # others may write
+            time.sleep(2 * (time.monotonic() - began))  # other processes can write
+            before, left = left, self.read(self._count_free_pages)
         with self._explained():
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
@@ -278,7 +287,7 @@ class SqliteDatabase(Database):
             self._connection.close()
 
     def _switch_to_wal(self) -> None:
-        # The one statement that does not wait for a lock by itself: of several that open a new file, all but one fail.
+        # This statement does not wait for a lock by itself: of several processes that open a new file, one succeeds.
         until = time.monotonic() + self._wait_timeout_s
         while True:
             try:
@@ -292,6 +301,7 @@ class SqliteDatabase(Database):
 
     @contextmanager
     def _explained(self, what: str = "") -> Iterator[None]:
+        """Raise errors of the body as a `StoreError` that says what failed and what to do."""
         try:
             with self._in_use:
                 yield
@@ -329,7 +339,7 @@ _FILES_OF_A_STORE = 4
 
 
 def _advise(error: Exception, file: Path | None, wait_timeout_s: float) -> str:
-    # The lower byte is the kind, the rest its variety.
+    # The lower byte is the primary error code.
     kind = sqlite3.SQLITE_CANTOPEN if isinstance(error, OSError) else getattr(error, "sqlite_errorcode", 0) & 0xFF
     if kind == sqlite3.SQLITE_CANTOPEN:
         cause = error if isinstance(error, OSError) else _why_not_opened(file)
@@ -339,7 +349,7 @@ def _advise(error: Exception, file: Path | None, wait_timeout_s: float) -> str:
 
 
 def _why_not_opened(file: Path | None) -> OSError | None:
-    """Why SQLite cannot open its files, which it does not say; `None` if that is not a limit of the system."""
+    """Find the limit of the system because of which SQLite cannot open its files; `None` if there is none."""
     opened: list[int] = []
     try:
         opened.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(_FILES_OF_A_STORE))

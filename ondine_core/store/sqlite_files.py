@@ -26,12 +26,12 @@ _SYNC_EVERY_S = 1.0
 _MISSING = "There is no answer store at {!r}; name one that exists."
 _PRIVATE = 0o600
 _MAKING = make_lock()
-"""Closing any descriptor of a database releases the locks that this process has on it, so no other thread may open the
-database while it is being made; and a database that exists is never opened here."""
+"""Held while a database is created. Closing any descriptor of a database releases all locks that this process has on
+it, so no other thread may open the database meanwhile, and an existing database is never opened in this module."""
 
 
 def resolve(path: str | Path) -> Path:
-    """The absolute path of the database; SQLite makes the log beside the target of a link."""
+    """The absolute path of the database, without links, since SQLite creates the log beside the target of a link."""
     try:
         return Path(os.path.realpath(Path(path).expanduser()))
     except RuntimeError as error:
@@ -45,29 +45,29 @@ def store_files(file: Path) -> tuple[Path, Path, Path]:
 
 def identify(files: tuple[Path, ...]) -> tuple[tuple[int, int] | None, ...]:
     """Device and inode of each file, `None` for one that does not exist or a database that was emptied."""
-    found: list[tuple[int, int] | None] = []
+    identities: list[tuple[int, int] | None] = []
     for file in files:
         try:
             state = os.stat(file)  # noqa: PTH116  (half the time of Path.stat, and it is called at every commit)
         except FileNotFoundError:
-            found.append(None)
+            identities.append(None)
         else:
-            is_emptied = not found and state.st_size == 0
-            found.append(None if is_emptied else (state.st_dev, state.st_ino))
-    return tuple(found)
+            is_emptied = not identities and state.st_size == 0  # the first file is the database
+            identities.append(None if is_emptied else (state.st_dev, state.st_ino))
+    return tuple(identities)
 
 
 def prepare(file: Path, *, create: bool) -> None:
-    """Make the file of a store if there is none, readable by its owner only whatever the umask.
+    """Create the file of a store if there is none, for its owner only, whatever the umask is.
 
     SQLite gives the log and its index the permissions of the database.
 
     Raises:
-        OSError: It cannot be made.
-        StoreError: It is missing and not to be made, or its log is there without it.
+        OSError: It cannot be created.
+        StoreError: It is missing, and `create` is not set or its log exists.
     """
     _, log, index = store_files(file)
-    # In this order: while a store is made, the database exists before its log.
+    # Checked first: while a store is created, the database exists before its log.
     has_log = log.exists() or index.exists()
     if not file.exists():
         if has_log:
@@ -90,7 +90,7 @@ def prepare(file: Path, *, create: bool) -> None:
 
 
 def make_private(files: Iterable[Path]) -> None:
-    """Take all rights on files that exist from group and others, if they are the user's own."""
+    """Remove all permissions of group and others on files that exist and are the user's own."""
     for file in files:
         with suppress(OSError, AttributeError):  # Windows has no such rights
             state = file.stat()
@@ -100,17 +100,17 @@ def make_private(files: Iterable[Path]) -> None:
 
 
 def make_new_file(beside: Path, suffix: str) -> Path:
-    """A new empty file with an unguessable name in the folder of `beside`, for its owner only; follows no link."""
+    """Create an empty file with an unguessable name in the folder of `beside`, for its owner only; follows no link."""
     descriptor, name = tempfile.mkstemp(suffix=suffix, prefix=f"{beside.name}.", dir=beside.parent)
     os.close(descriptor)
     return Path(name)
 
 
 class LogSync:
-    """Syncs the write-ahead log to the disk at most a second after a commit, on a thread of its own.
+    """Syncs the write-ahead log to the disk at most a second after a commit, on a thread.
 
-    So a power cut, or a crash of the operating system, costs at most the commits of the last second or so. Frames that
-    are only half on the disk are recognised by their checksums, so the database is whole in any case.
+    So a power cut, or a crash of the operating system, loses at most the commits of the last second or so. Frames that
+    were written in part are recognised by their checksums, so the database is consistent in any case.
     """
 
     def __init__(self, log: Path) -> None:
@@ -144,17 +144,17 @@ class LogSync:
         while is_open:
             is_open = not self._closing.wait(_SYNC_EVERY_S)
             if self._unsynced:
-                self._unsynced = False  # before: a commit in the meantime is for the next sync
+                self._unsynced = False  # before the sync, so that a commit during it is synced next time
                 try:
                     _sync(self._log)
                 except FileNotFoundError:
-                    pass  # removed: the next commit finds out
+                    pass  # it was removed, which the next commit reports
                 except OSError as error:
                     self._error = error
 
 
 def _sync(file: Path) -> None:
-    # A descriptor of its own: SQLite has no locks on the log that closing it would release.
+    # Closing this descriptor releases no locks of SQLite, which has none on the log.
     descriptor = os.open(file, os.O_RDWR)
     try:
         if sys.platform == "darwin":  # where fsync leaves the data in the disk's own cache

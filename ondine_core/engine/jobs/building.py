@@ -192,7 +192,7 @@ def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, e
         run.others.own.task,
         is_shared=True,
         # Older answers are not taken when everything is asked anew.
-        is_unanswered=run.policy.reuse_since > 0 or run.others.is_known_unanswered(keys),
+        is_unanswered=run.policy.reuse_since > 0 or run.others.has_unreadable(keys),
         batch=write_batch(replace(queued, batch=encoded.batch), encoded.strategy.name),
     )
     line = context.api.write(call, f"{new.record.marker}-{number}") + b"\n"

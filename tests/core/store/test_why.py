@@ -13,7 +13,7 @@ import pytest
 
 from ondine_core import Prompt, Sanitizer, ScriptedModel, enrich_sync
 from ondine_core.engine.definition import keys_of_row, keys_of_text, read_definition, write_definition
-from ondine_core.engine.interpreting import kept_reply
+from ondine_core.engine.interpreting import sanitize_reply
 from ondine_core.engine.options import Options
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.report import Report
@@ -221,12 +221,12 @@ def test_rows_preprocessed_by_user_code_are_found_by_their_sent_text(given: Mapp
 def test_kept_reply_is_masked_and_shortened() -> None:
     """API keys are masked, a long reply is cut, a short one is unchanged."""
     task = compile_task("{a}", "b", ModelSpec("openai/m", api_key="hidden-key"))
-    assert kept_reply("fine <b>", task) == "fine <b>"
+    assert sanitize_reply("fine <b>", task) == "fine <b>"
     key = "".join(("sk-", "proj-", "a1B2" * 8))
-    reply = kept_reply(f"hidden-key {key}", task)
+    reply = sanitize_reply(f"hidden-key {key}", task)
     assert "hidden" not in reply
     assert "sk-proj" not in reply
     careful = replace(task, prompt=compile_task("{a}", "b", ModelSpec("m"), sanitize="redact").prompt)
-    long = kept_reply(7000 * "eve@example.com ", careful)
+    long = sanitize_reply(7000 * "eve@example.com ", careful)
     assert len(long) < 20_010
     assert "eve" not in long
