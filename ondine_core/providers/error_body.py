@@ -26,8 +26,9 @@ _MAX_NODES = 500
 
 _CODE_FIELDS = frozenset({"code", "type", "status", "reason", "error_code", "error_type", "quotaid", "limit_source"})
 _TEXT_FIELDS = frozenset(
-    {"message", "msg", "detail", "title", "description", "error_description", "error_message", "errmsg", "error", "raw"}
+    {"msg", "detail", "title", "description", "error_description", "errmsg", "error", "faultstring", "raw"}
 )
+"""Beside those that end with `message`."""
 _FIELD_NAMES = frozenset({"param", "parameter", "field", "loc"})
 _ECHO_FIELDS = frozenset({"input", "ctx", "flagged_input", "prompt", "messages", "request", "body", "content", "url"})
 _WAIT_FIELDS: Mapping[str, float] = {
@@ -115,7 +116,7 @@ def _walk(node: Any, depth: int) -> Iterator[tuple[str, Any, Mapping[str, Any]]]
         name = str(key).lower()
         if name in _ECHO_FIELDS:
             continue
-        inner = _json_within(value) if isinstance(value, str) and name in _TEXT_FIELDS else None
+        inner = _json_within(value) if isinstance(value, str) and _is_text_field(name) else None
         is_headers = name == "headers" and isinstance(value, dict)
         if inner is not None:
             lead, parsed = inner
@@ -162,9 +163,13 @@ def _add_field(body: ErrorBody, name: str, value: Any, owner: Mapping[str, Any],
         body.request_field = body.request_field or _field_name(value)
     elif name in _CODE_FIELDS and isinstance(value, str | int) and not isinstance(value, bool):
         _add_code(body, str(value).strip())
-    elif name in _TEXT_FIELDS and isinstance(value, str):
+    elif _is_text_field(name) and isinstance(value, str):
         about = _field_name(owner.get("loc"))
         _add_sentence(body, f"{about}: {value}" if about else value)
+
+
+def _is_text_field(name: str) -> bool:
+    return name in _TEXT_FIELDS or name.endswith("message")
 
 
 def _add_code(body: ErrorBody, code: str) -> None:

@@ -51,6 +51,9 @@ SHAPES = {
         "error": {"message": f'litellm.BadRequestError: OpenAIException - {{"error": {{"message": "{WORDS}"}}}}'}
     },
     "a printed object in a message": {"error": {"message": f"Error code: 400 - {{'error': {{'message': '{WORDS}'}}}}"}},
+    "a message of another name (Portkey)": {"html-message": WORDS},
+    "a message in camel case (AWS Lambda)": {"errorMessage": WORDS, "errorType": "Runtime.ExitError"},
+    "a fault (Apigee)": {"fault": {"faultstring": WORDS, "detail": {"errorcode": "steps.quota.QuotaViolation"}}},
     "a text alone": WORDS,
     "a page": f"<!doctype html><html><head><title>{WORDS}</title></head></html>".encode(),
     "a page with a heading": f"<html><body><h1>{WORDS}</h1><p>nginx</p></body></html>".encode(),
