@@ -7,6 +7,7 @@ asset's page, so they become rarer the longer a run takes.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from time import monotonic
@@ -29,7 +30,8 @@ class Watch:
 
     def __init__(self, context: dg.AssetExecutionContext, now: Callable[[], float] = monotonic) -> None:
         self._context, self._now = context, now
-        self._line_due = self._observation_due = self._looked_at = now()
+        self._looked_at = now()
+        self._line_due = self._observation_due = math.inf
         self.every_s = 10.0
         self._messages: deque[tuple[int, str]] = deque()
         self.latest: Progress | None = None
@@ -66,7 +68,8 @@ class Watch:
         self.flush()
         self._heed_cancellation()
         now = self._now()
-        if self.latest is None:
+        if self.latest is None or self._line_due == math.inf:
+            # A step that takes less time than this has no progress to report, only its end.
             self._line_due = self._observation_due = now + self.every_s
             return
         if now >= self._line_due:

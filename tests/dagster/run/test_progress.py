@@ -51,13 +51,19 @@ def watched(seconds: int) -> Step:
 def test_lines_keep_their_pace_and_observations_become_rarer() -> None:
     """The asset's page keeps every observation: 100 in ten hours, not 3,600; at most ten minutes apart."""
     step = watched(36_000)
-    assert len(step.lines) == 3_601
+    assert len(step.lines) == 3_600
     times = [seconds for seconds, _ in step.observations]
     gaps = [after - before for before, after in pairwise(times)]
     assert gaps[:9] == [10.0] * 9
     assert gaps == sorted(gaps)
     assert gaps[-1] == 600
     assert len(times) < 120
+
+
+def test_step_shorter_than_the_interval_reports_no_progress() -> None:
+    """However early its first rows are answered: a backfill of short runs would have an observation for each."""
+    step = watched(9)
+    assert (step.lines, step.observations) == ([], [])
 
 
 def test_figures_of_a_running_step_have_keys_of_their_own() -> None:
