@@ -56,16 +56,16 @@ async def enrich(  # noqa: PLR0913  (by keyword)
         output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, a regular expression
             with named groups, or the name of one free-text column.
         model: Provider and name as in `"openai/gpt-6-luna"`, a full `ModelSpec`, or anything that is a `ChatModel`.
-        clean: Steps that clean the texts of a row before it is asked about, in order: names such as `"html"`,
+        clean: Steps that clean the texts of a row before the prompt is rendered, in order: names such as `"html"`,
             functions, `{"truncate": 500}`; see `ondine_core.preprocessing.cleaning`.
-        sanitize: What stands for the personal data and secrets of a row when it is asked about: `"redact"`,
-            `"placeholder"` (given back in its answer), or a `Sanitizer`.
+        sanitize: How personal data and secrets of a row are replaced before the prompt is rendered: `"redact"`,
+            `"placeholder"` (restored in the answer), or a `Sanitizer`.
         overwrite: Whether `table` may have the output columns already, as when a cell of a notebook runs again;
             `report.to_frame(table)` then replaces them.
         options: Store, concurrency, rates, progress bar and so on.
 
     Returns:
-        One outcome a row, in row order, and what it took. `report.to_frame(table)` is the table with the output
+        One outcome a row, in row order, with counts and cost. `report.to_frame(table)` is the table with the output
         columns, `report.column(name)` one of them.
 
     Raises:
@@ -73,8 +73,8 @@ async def enrich(  # noqa: PLR0913  (by keyword)
         BudgetExhaustedError: `max_cost_usd` is reached. Answers that arrived are in the store.
         FatalError: No request can succeed. Answers that arrived are in the store.
         TransientError: The provider stayed unreachable. Answers that arrived are in the store.
-        JobsUnderWayError: At the tier "batch", jobs have not ended in `Policy.batch_wait_s`. Run again later.
-        StoreError: Answers cannot be kept.
+        JobsUnderWayError: At the tier "batch", jobs have not ended within `Policy.batch_wait_s`. Run again later.
+        StoreError: Answers cannot be stored.
     """
     spec, opened = _spec_and_model(model)
     task = compile_task(prompt, output, spec, clean=clean, sanitize=sanitize)
@@ -99,7 +99,7 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
     overwrite: bool = False,
     options: Options | None = None,
 ) -> Report:
-    """`enrich` for code that is not a coroutine; works in notebooks, too. Same arguments, result and errors."""
+    """`enrich` for code that is not a coroutine, also in notebooks; arguments, result and errors are the same."""
     spec, opened = _spec_and_model(model)
     task = compile_task(prompt, output, spec, clean=clean, sanitize=sanitize)
     options = _for_one_run(options)
@@ -110,7 +110,7 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
         latest[:] = [progress]
 
     watched = replace(options, on_progress=on_progress)
-    # The bar is drawn in this thread: a notebook shows what other threads write in another cell, or nowhere.
+    # The bar is drawn in this thread: a notebook shows the output of other threads in another cell, or not at all.
     with progress_bar(options.progress_bar) as show:
 
         def tick() -> None:
@@ -124,25 +124,30 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
 
 
 def _for_one_run(options: Options | None) -> Options:
-    """`options` with a name for the run if they have none, since one value may be the options of many runs."""
-    given: Any = options or Options()
-    if not isinstance(given, Options):
-        raise ConfigError(f"options is a {type(given).__name__}; give options=Options(store=..., ...).")
-    origin = given.origin
-    return given if origin.run else replace(given, origin=replace(origin, run=uuid4().hex))
+    """`options` with a new id of the run if they have none, since one value may be the options of many runs."""
+    checked: Any = options or Options()
+    if not isinstance(checked, Options):
+        raise ConfigError(f"options is a {type(checked).__name__}; give options=Options(store=..., ...).")
+    origin = checked.origin
+    return checked if origin.run else replace(checked, origin=replace(origin, run=uuid4().hex))
 
 
 def _spec_and_model(model: str | ModelSpec | ChatModel) -> tuple[ModelSpec, ChatModel | None]:
-    """The spec of the model that is asked, and the model itself if it is open already."""
+    """The spec of the model, and the model itself if it is open already."""
     if isinstance(model, str):
         return ModelSpec(model), None
-    return (model, None) if isinstance(model, ModelSpec) else (spec_of(model), model)
+    if isinstance(model, ModelSpec):
+        return model, None
+    return spec_of(model), model
 
 
 def spec_of(model: ChatModel) -> ModelSpec:
     """The spec of an open model for keys and reports: named by its class, with an unknown price.
 
-    Two that answer differently need different classes, stores or (for a `ScriptedModel`) names.
+    Models that answer differently need different classes, stores or (for a `ScriptedModel`) names.
+
+    Raises:
+        ConfigError: It is a class, or lacks an attribute of a `ChatModel`.
     """
     if isinstance(model, type):
         raise ConfigError(f"model={model.__qualname__} is a class; give an instance of it.")
@@ -150,18 +155,17 @@ def spec_of(model: ChatModel) -> ModelSpec:
     missing = [name for name in ("max_concurrency", "max_batch_size", "aclose") if not hasattr(model, name)]
     if missing:
         raise ConfigError(f"A {kind.__qualname__} cannot be asked: it lacks {missing[0]!r}, see ondine_core.ChatModel.")
-    return ModelSpec(
-        f"scripted/{model.name}" if isinstance(model, ScriptedModel) else f"{kind.__module__}/{kind.__qualname__}"
-    )
+    if isinstance(model, ScriptedModel):
+        return ModelSpec(f"scripted/{model.name}")
+    return ModelSpec(f"{kind.__module__}/{kind.__qualname__}")
 
 
 async def answer(
     table: Any, task: Task, options: Options, model: ChatModel | None = None, *, overwrite: bool = False
 ) -> Report:
-    """`enrich` with a question that is compiled already.
+    """`enrich` with a compiled task; the other arguments and the errors are those of `enrich`.
 
-    `model` is asked instead of connecting to the model of `task`, and left open; the other arguments are those of
-    `enrich`.
+    If `model` is given, it is asked instead of connecting to the model of `task`, and is not closed.
     """
     check_media_model(task.prompt, task.model)
     names, rows, columns = read(table, task.prompt.columns)
@@ -176,7 +180,7 @@ async def answer(
             await stack.enter_async_context(lease.held(options.on_wait))
         policy = await continue_materialization(store, options.origin, options.policy)
         options = replace(options, policy=policy)
-        # All at the start: a key or a price that is missing for the last of them is an error before the first call.
+        # All models are opened at the start: if a key or price is missing, this is an error before the first call.
         runtime = await open_runtime(task.model, store, options, stack, model)
         chain = [(task, replace(runtime, lease=lease))]
         for spec in options.fallbacks:
@@ -202,26 +206,26 @@ async def _ask_in_turn(
     options: Options,
     observation: Observation,
 ) -> Report:
-    """Ask the first about all rows, and each next one about those that are out of reach of those before it."""
+    """Ask the first model about all rows, and each next one about the rows for which all before it are unreachable."""
     report: Report | None = None
     left: Sequence[int] = range(rows)
+    columns_left = columns
     for number, (task, runtime) in enumerate(chain, 1):
-        found = await ask_rows(
+        before = None if report is None else report.progress
+        part = await ask_rows(
             task,
-            columns if report is None else {name: [values[row] for row in left] for name, values in columns.items()},
+            columns_left,
             replace(runtime, emitter=observation.emitter(task.model)),
-            replace(
-                options,
-                on_progress=partial(_report_progress, observation.progress, report.progress if report else None),
-            ),
+            replace(options, on_progress=partial(_report_progress, observation.progress, before)),
             may_end_early=number < len(chain),
         )
-        report = found if report is None else report.merge_rest(left, found)
+        report = part if report is None else report.merge_rest(left, part)
         if report.stopped_by is None:
             break
         options.on_warning(f"{chain[number][0].model.model} takes over the rows that are left: {report.stopped_by}")
         failures = enumerate(report.outcomes.failures())
         left = [row for row, failure in failures if failure is not None and failure.reason == "unreachable"]
+        columns_left = {name: [values[row] for row in left] for name, values in columns.items()}
     return cast("Report", report)
 
 

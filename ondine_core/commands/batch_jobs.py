@@ -1,6 +1,6 @@
-"""Batch jobs of providers, for a person: `jobs` lists, shows, cancels, adopts and forgets them.
+"""The command `jobs`, which lists, shows, cancels, adopts and forgets batch jobs of providers.
 
-Runs do all of this by themselves. Results are read by runs only, since a reply means nothing without its prompt.
+Usually runs do all of this. Only runs read results, since a reply cannot be interpreted without its prompt.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from ondine_core.types.values import ModelSpec
 
 T = TypeVar("T")
 _WITHOUT_ID: Final[tuple[JobState, ...]] = ("preparing", "creating")
-_SHOWN = 5
-"""Markers in one message."""
+_MAX_MARKERS = 5
+"""Maximum number of markers in one message."""
 _HEADER = ("job", "provider's id", "asset", "model", "state", "provider says", "requests", "done", "USD held", "since")
 
 
@@ -88,7 +88,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# -- looking -------------------------------------------------------------------------------------------------------
+# -- list and show -------------------------------------------------------------------------------------------------
 
 
 def _list(database: Database, options: argparse.Namespace) -> None:
@@ -118,7 +118,7 @@ def _job_row(record: JobRecord, in_flight: UsageTotals) -> tuple[str | int, ...]
 
 
 def _requests(record: JobRecord, in_flight: UsageTotals) -> int:
-    """How many requests a job has; one that is being prepared does not say so yet."""
+    """Number of requests of a job; the record of a job that is being prepared does not have it yet."""
     return record.requests or in_flight.calls
 
 
@@ -184,7 +184,7 @@ def _wait_line(wait: JobWait) -> tuple[str, str]:
     return ("waiting", f"{show_asset(wait.origin) or '(none)'}, since {show_instant(wait.since)}, {runs}")
 
 
-# -- acting --------------------------------------------------------------------------------------------------------
+# -- cancel, adopt and forget --------------------------------------------------------------------------------------
 
 
 def _cancel(database: Database, options: argparse.Namespace) -> None:
@@ -209,7 +209,8 @@ def _cancel_one(record: JobRecord, options: argparse.Namespace) -> None:
 
 
 def _adopt(database: Database, options: argparse.Namespace) -> None:
-    record, job_id = _find(database, options.marker), options.job_id
+    record = _find(database, options.marker)
+    job_id = options.job_id
     if record.state not in _WITHOUT_ID:
         raise ConfigError(
             f"The batch job {record.marker} is {record.state} and has the provider's id {record.job_id!r}; an id is "
@@ -223,7 +224,7 @@ def _adopt(database: Database, options: argparse.Namespace) -> None:
         raise ConfigError(f"{job_id!r} is the provider's id of the batch job {taken}; name another one.")
     held = in_flight[record.job]
     requests = _requests(record, held)
-    status = _ask(record, options, partial(_check_is, record=record, job_id=job_id, requests=requests))
+    status = _ask(record, options, partial(_check_job, record=record, job_id=job_id, requests=requests))
 
     adopted = {
         "state": "submitted",
@@ -240,8 +241,13 @@ def _adopt(database: Database, options: argparse.Namespace) -> None:
     )
 
 
-async def _check_is(api: JobApi, record: JobRecord, job_id: str, requests: int) -> JobStatus:
-    """The provider's status of `job_id`, after checking that it is the job of `record` as far as that is known."""
+async def _check_job(api: JobApi, record: JobRecord, job_id: str, requests: int) -> JobStatus:
+    """Check, if possible, that `job_id` is the job of `record`; returns its status.
+
+    Raises:
+        ConfigError: It is another job.
+        ProviderError: The provider cannot be asked.
+    """
     status = await api.get_status(job_id)
     if status.total and status.total != requests:
         raise ConfigError(
@@ -277,11 +283,11 @@ def _forget(database: Database, options: argparse.Namespace) -> None:
             raise ConfigError(_changed_meanwhile(record))
         sys.stdout.write(f"{record.marker} is forgotten; it had not been sent, and its reservation is released.\n")
         return
-    left = database.write(partial(job_tables.close, database, record.job, "lost", time.time()), record.cells)
-    if left is None:
+    unsettled = database.write(partial(job_tables.close, database, record.job, "lost", time.time()), record.cells)
+    if unsettled is None:
         raise ConfigError(_changed_meanwhile(record))
     sys.stdout.write(
-        f"{record.marker} is forgotten: {left:,} requests count with the most that they can have cost, and their "
+        f"{record.marker} is forgotten: {unsettled:,} requests count with the most that they can have cost, and their "
         "prompts are asked again.\n"
     )
 
@@ -300,27 +306,31 @@ def _changed_meanwhile(record: JobRecord) -> str:
 # -- finding and asking --------------------------------------------------------------------------------------------
 
 
-def _find(database: Database, beginning: str, *, is_open: bool = True) -> JobRecord:
-    """The job whose marker begins like this; it must be open unless not `is_open`."""
+def _find(database: Database, prefix: str, *, is_open: bool = True) -> JobRecord:
+    """Find the job whose marker begins with `prefix`.
+
+    Raises:
+        ConfigError: There is none, or several, or it is closed although `is_open` is set.
+    """
     records = database.read(lambda: job_tables.read_jobs(database, is_open=False))
-    found = [record for record in records if record.marker.startswith(beginning.lower())]
-    if not beginning or not found:
-        raise ConfigError(f"No batch job {beginning!r} is stored; `jobs --all` lists all.")
-    if len(found) > 1:
-        raise ConfigError(f"{beginning!r} may be any of {_named(found)}; write more of the marker.")
-    (record,) = found
+    matching = [record for record in records if record.marker.startswith(prefix.lower())]
+    if not prefix or not matching:
+        raise ConfigError(f"No batch job {prefix!r} is stored; `jobs --all` lists all.")
+    if len(matching) > 1:
+        raise ConfigError(f"{prefix!r} may be any of {_list_markers(matching)}; write more of the marker.")
+    (record,) = matching
     if is_open and record.state not in OPEN_STATES:
         raise ConfigError(f"The batch job {record.marker} is closed ({record.state}), so nothing is left to do.")
     return record
 
 
-def _named(records: Sequence[JobRecord]) -> str:
-    more = f" and {len(records) - _SHOWN:,} more" if len(records) > _SHOWN else ""
-    return ", ".join(record.marker for record in records[:_SHOWN]) + more
+def _list_markers(records: Sequence[JobRecord]) -> str:
+    more = f" and {len(records) - _MAX_MARKERS:,} more" if len(records) > _MAX_MARKERS else ""
+    return ", ".join(record.marker for record in records[:_MAX_MARKERS]) + more
 
 
 def _ask(record: JobRecord, options: argparse.Namespace, act: Callable[[JobApi], Awaitable[T]]) -> T:
-    """What `act` says of the provider's batch API with the model of a job."""
+    """Return the result of `act`, called with the provider's batch API for the model of a job."""
     spec = ModelSpec(record.model, _read_key(options.api_key_variable), options.base_url, tier="batch")
 
     async def main() -> T:

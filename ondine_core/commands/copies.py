@@ -1,4 +1,4 @@
-"""Everything that a store holds, elsewhere: `backup`, `export`."""
+"""Copies of a store: `backup`, `export`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _backup(database: Database, options: argparse.Namespace) -> None:
         raise ConfigError("A store in Postgres is copied by Postgres, for instance with `pg_dump --schema=ondine`.")
     if os.path.lexists(target):
         raise ConfigError(f"{str(target)!r} exists already; name a new file.")
-    with _put_in_place(target) as part:
+    with _replace_when_complete(target) as part:
         database.copy_to(part)
     sys.stdout.write(
         f"{target.stat().st_size / 1e6:,.2f} MB are copied to {str(target)!r}, which needs no -wal file.\n"
@@ -46,8 +46,8 @@ def _backup(database: Database, options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _put_in_place(target: Path) -> Iterator[Path]:
-    """A new file, for its owner only, that takes the place of `target` when it is whole."""
+def _replace_when_complete(target: Path) -> Iterator[Path]:
+    """Yield a new file, for its owner only, that replaces `target` when the body has completed it."""
     if target.is_dir() or not target.parent.is_dir():
         what = "is a folder" if target.is_dir() else "is in a folder that does not exist"
         raise ConfigError(f"{str(target)!r} {what}; name a new file in a folder that exists.")
@@ -61,21 +61,21 @@ def _put_in_place(target: Path) -> Iterator[Path]:
 
 def _export(database: Database, options: argparse.Namespace) -> None:
     write = _write_csv if options.format == "csv" else _write_jsonl
-    rows = _whole_rows(read_all_answers(database, since=options.since, asset=options.asset))
+    rows = _skip_damaged(read_all_answers(database, since=options.since, asset=options.asset))
     output: Path | None = options.output
     if output is None:
-        set_output(encoding="utf-8")  # for other programs, whatever the terminal has
+        set_output(encoding="utf-8")  # for other programs, whatever the encoding of the terminal is
         write(rows, sys.stdout)
         return
-    # A device or pipe cannot be replaced by a file: a reader of it would wait for ever.
-    is_file = not output.exists() or output.is_file() or output.is_dir()
-    place = _put_in_place(output) if is_file else nullcontext(output)
-    with place as part, part.open("w", encoding="utf-8", newline="") as file:
+    # A device or pipe must not be replaced by a file: its reader would wait for ever.
+    is_special = output.exists() and not (output.is_file() or output.is_dir())
+    opened = nullcontext(output) if is_special else _replace_when_complete(output)
+    with opened as part, part.open("w", encoding="utf-8", newline="") as file:
         write(rows, file)
 
 
-def _whole_rows(rows: Iterable[Row]) -> Iterator[Row]:
-    """All rows but damaged ones, which are named on standard error."""
+def _skip_damaged(rows: Iterable[Row]) -> Iterator[Row]:
+    """Leave out damaged rows, and list them on standard error."""
     for row in rows:
         try:
             to_answer(row)

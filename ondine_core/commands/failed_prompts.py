@@ -1,4 +1,4 @@
-"""The commands `failures`, which lists prompts without an answer, and `why`, which shows everything known of one."""
+"""The commands `failures`, which lists prompts without an answer, and `why`, which shows the record of a prompt."""
 
 from __future__ import annotations
 
@@ -51,27 +51,27 @@ def add_commands(add: AddCommand) -> None:
 
 
 def _failures(database: Database, options: argparse.Namespace) -> None:
-    chosen = {"since": options.since, "asset": options.asset}
-    counts = read_failure_counts(database, **chosen)
+    filters = {"since": options.since, "asset": options.asset}
+    counts = read_failure_counts(database, **filters)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
     sys.stdout.write(f"{sum(counts.values()):,} prompts have no answer{': ' if reasons else ''}{reasons}.\n")
-    failed = read_failed_prompts(database, **chosen, limit=options.limit)
+    failed = read_failed_prompts(database, **filters, limit=options.limit)
     if not failed:
         return
     header = ("key", "asked last", "asset", "run", "model", "asked", "USD", "reply", "why")
     rows = [
         (
-            one.key.hex(),
-            show_instant(one.failed_at),
-            show_asset(one.origin) or "?",
-            one.origin.run or "?",
-            one.failure.model or "?",
-            one.failure.attempts,
-            "?" if one.failure.cost_usd is None else f"{one.failure.cost_usd:,.6f}",
-            "kept" if one.has_reply else "",
-            str(one.failure),
+            prompt.key.hex(),
+            show_instant(prompt.failed_at),
+            show_asset(prompt.origin) or "?",
+            prompt.origin.run or "?",
+            prompt.failure.model or "?",
+            prompt.failure.attempts,
+            "?" if prompt.failure.cost_usd is None else f"{prompt.failure.cost_usd:,.6f}",
+            "kept" if prompt.has_reply else "",
+            str(prompt.failure),
         )
-        for one in failed
+        for prompt in failed
     ]
     sys.stdout.write("\n")
     write_table([header, *rows], texts=(0, 1, 2, 3, 4, 8))
@@ -85,25 +85,24 @@ def _why(database: Database, options: argparse.Namespace) -> None:
     answers, failures, origins = database.read(
         lambda: (
             read_answers(database, keys, warn),
-            {one.key: one for one in read_failed_prompts(database, keys=keys, limit=len(keys))},
+            {prompt.key: prompt for prompt in read_failed_prompts(database, keys=keys, limit=len(keys))},
             read_origins(database, keys),
         )
     )
-    found = []
+    records = []
     for key in keys:
-        answer, failed = answers.get(key), failures.get(key)
-        if answer is not None:
-            found.append([("key", key.hex()), *_answer_lines(answer, origins[key])])
-        elif failed is not None:
-            kept = database.read(partial(read_reply, database, key))
-            found.append([("key", key.hex()), *_failure_lines(failed, kept)])
-    if not found:
+        if key in answers:
+            records.append([("key", key.hex()), *_answer_lines(answers[key], origins[key])])
+        elif key in failures:
+            reply = database.read(partial(read_reply, database, key))
+            records.append([("key", key.hex()), *_failure_lines(failures[key], reply)])
+    if not records:
         tried = ", ".join(key.hex() for key in keys)
         raise ConfigError(
             f"The store has neither an answer nor a failure for it (tried {tried}): it was not asked, or with another "
             "prompt, model or parameters, or it was removed."
         )
-    for number, lines in enumerate(found):
+    for number, lines in enumerate(records):
         sys.stdout.write("\n" if number else "")
         write_lines(lines)
 
@@ -120,7 +119,7 @@ def _answer_lines(answer: Answer, origin: Origin) -> list[tuple[str, str]]:
     ]
 
 
-def _failure_lines(failed: FailedPrompt, kept: tuple[str, float] | None) -> list[tuple[str, str]]:
+def _failure_lines(failed: FailedPrompt, reply: tuple[str, float] | None) -> list[tuple[str, str]]:
     failure = failed.failure
     return [
         ("failure", str(failure)),
@@ -129,7 +128,7 @@ def _failure_lines(failed: FailedPrompt, kept: tuple[str, float] | None) -> list
         *_origin_lines(failed.origin),
         ("asked", _times(failure.attempts)),
         ("cost", _cost(failure.cost_usd)),
-        ("reply", "not kept; keep_replies=True keeps it" if kept is None else _indented(kept[0])),
+        ("reply", "not kept; keep_replies=True keeps it" if reply is None else _indent(reply[0])),
     ]
 
 
@@ -143,11 +142,11 @@ def _find_keys(database: Database, options: argparse.Namespace) -> list[Key]:
     for definition in map(read_definition, definitions):
         try:
             row = options.row
-            found = keys_of_text(definition, options.text) if row is None else keys_of_row(definition, row)
+            keys_here = keys_of_text(definition, options.text) if row is None else keys_of_row(definition, row)
         except ConfigError as error:
             problem = problem or error
         else:
-            keys |= dict.fromkeys(found)
+            keys |= dict.fromkeys(keys_here)
     if problem is not None and not keys:
         raise problem
     return list(keys)
@@ -167,5 +166,5 @@ def _cost(usd: Decimal | None) -> str:
     return "not known" if usd is None else f"${usd:,.8f}"
 
 
-def _indented(text: str) -> str:
+def _indent(text: str) -> str:
     return text.strip().replace("\n", "\n         ")

@@ -1,4 +1,4 @@
-"""How much a store holds, and what was spent: `size`, `spend`, `audit`."""
+"""The size of a store, and what was spent: `size`, `spend`, `audit`."""
 
 from __future__ import annotations
 
@@ -84,19 +84,26 @@ def _audit(database: Database, options: argparse.Namespace) -> None:
     if not audit.sent:
         raise ConfigError(f"No call of a run {options.run!r} is in the ledger; `spend --by run` lists the runs.")
     header = ("calls", "number", "input tokens", "from cache", "to cache", "output tokens", "reasoning", "USD")
-    lines = [
-        _line_row("answered", audit.answered),
-        _line_row("refused", audit.refused),
-        _line_row("unknown (at most)", audit.unknown),
+    rows = [
+        _audit_row("answered", audit.answered),
+        _audit_row("refused", audit.refused),
+        _audit_row("unknown (at most)", audit.unknown),
     ]
     if audit.in_jobs.calls:
-        lines.append(_line_row("in batch jobs (at most)", audit.in_jobs))
-    write_table([header, *lines])
+        rows.append(_audit_row("in batch jobs (at most)", audit.in_jobs))
+    write_table([header, *rows])
     sys.stdout.write(f"\n{audit.sent:,} calls left; {audit.paid_twice:,} prompts may have been paid for twice.\n")
 
 
-def _line_row(name: str, line: UsageTotals) -> tuple[str | int, ...]:
-    usage = line.usage
-    prompt = (usage.input_tokens, usage.cached_input_tokens, usage.cache_write_tokens)
-    tokens = (*prompt, usage.output_tokens, usage.reasoning_tokens)
-    return (name, line.calls, *tokens, show_usd(line.usd, line.at_most_calls))
+def _audit_row(name: str, totals: UsageTotals) -> tuple[str | int, ...]:
+    usage = totals.usage
+    return (
+        name,
+        totals.calls,
+        usage.input_tokens,
+        usage.cached_input_tokens,
+        usage.cache_write_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        show_usd(totals.usd, totals.at_most_calls),
+    )

@@ -1,4 +1,4 @@
-"""What commands read from the command line and write to the terminal: types of arguments, tables, instants, amounts."""
+"""Parses the arguments of commands, and writes tables, instants and amounts to the terminal."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Key
 
 Command: TypeAlias = Callable[[Database, argparse.Namespace], None]
-"""Carries a command out on a store."""
+"""Runs a command on a store."""
 AddCommand: TypeAlias = Callable[[str, Command, str], argparse.ArgumentParser]
-"""`add_command` for the commands of a program."""
+"""`add_command`, bound to the commands of a program."""
 
 _AGES_S = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -31,21 +31,21 @@ _AGES_S = {"h": 3600, "d": 86400, "w": 7 * 86400}
 def add_command(
     commands: argparse._SubParsersAction[Any], name: str, command: Command, what: str
 ) -> argparse.ArgumentParser:
-    """Add a command to `commands`, and return its parser for its arguments; `what` says what it does."""
+    """Add a command, described by `what`, to `commands`; returns its parser, to which arguments can be added."""
     added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what.capitalize() + ".")
     added.set_defaults(command=command)
     return added
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Carry out what writes to standard output; returns the exit code."""
-    if sys.stdout is None:  # closed; what is written is lost, as with `print`
+    """Run a function that writes to standard output; returns the exit code."""
+    if sys.stdout is None:  # it is closed; output is lost, as with `print`
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (to the end of the process)
     try:
         command()
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output closed it, as `head` does; nothing can be written to it any more.
+        # The reader closed the output, as `head` does; flushing it at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OndineError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -59,13 +59,13 @@ def run_command(command: Callable[[], None]) -> int:
 
 
 def add_filters(parser: argparse.ArgumentParser, dated: str) -> None:
-    """Add the options `--since`, which `dated` explains, and `--asset`."""
+    """Add the options `--since`, with the help `dated`, and `--asset`."""
     parser.add_argument("--since", type=to_since, default=0.0, metavar="WHEN", help=f"{dated}; 2026-01-31, 7d, 12h")
     parser.add_argument("--asset", type=to_text, metavar="ASSET", help="only what was asked for this asset, as in a/b")
 
 
 def to_text(argument: str) -> str:
-    """The text that an argument is, which is UTF-8 also where the locale (`LC_ALL=C`) is not."""
+    """Decode an argument as UTF-8, also if the locale has another encoding (`LC_ALL=C`)."""
     try:
         return argument.encode("utf-8", "surrogateescape").decode("utf-8")
     except ValueError:
@@ -73,7 +73,7 @@ def to_text(argument: str) -> str:
 
 
 def to_row(text: str) -> Mapping[str, object]:
-    """The row that an argument is: a JSON object."""
+    """Parse a row, which is a JSON object."""
     try:
         row = json.loads(to_text(text))
     except (ValueError, RecursionError):
@@ -84,7 +84,7 @@ def to_row(text: str) -> Mapping[str, object]:
 
 
 def to_key(text: str) -> Key:
-    """The key that an argument is."""
+    """Parse a key, which is hexadecimal."""
     try:
         key = bytes.fromhex(text)
     except ValueError:
@@ -95,14 +95,14 @@ def to_key(text: str) -> Key:
 
 
 def to_count(text: str) -> int:
-    """The number of at least 1 that an argument is."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
 
 
 def to_since(text: str) -> float:
-    """The instant that an argument is: a date, or an age."""
+    """Parse a date or an age to seconds since the epoch."""
     if re.fullmatch(r"\d+[hdw]", text):
         return time.time() - to_age_s(text)
     try:
@@ -113,24 +113,24 @@ def to_since(text: str) -> float:
 
 
 def to_age_s(text: str) -> float:
-    """The seconds that an argument is, as in `90d`."""
-    found = re.fullmatch(r"(\d{1,5})([hdw])", text)  # a calendar has no day for what is longer ago
-    if found is None:
+    """Parse an age such as `90d` to seconds."""
+    match = re.fullmatch(r"(\d{1,5})([hdw])", text)  # five digits, since the calendar begins in the year 1
+    if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not an age; write 90d, 12h or 8w")
-    return float(found[1]) * _AGES_S[found[2]]
+    return float(match[1]) * _AGES_S[match[2]]
 
 
 # -- output --------------------------------------------------------------------------------------------------------
 
 
 def set_output(encoding: str | None = None) -> None:
-    """Have standard output escape what its encoding, or the one given, cannot express."""
+    """Set the encoding of standard output, and escape characters that it does not have."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def write_table(rows: Sequence[Sequence[str | int]], *, texts: Collection[int] = (0,)) -> None:
-    """Write columns side by side, those numbered in `texts` to the left and figures to the right."""
+    """Write aligned columns: those with their index in `texts` to the left, figures to the right."""
     shown = [[cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for row in shown:
@@ -142,35 +142,35 @@ def write_table(rows: Sequence[Sequence[str | int]], *, texts: Collection[int] =
 
 
 def write_lines(lines: Sequence[tuple[str, str]]) -> None:
-    """Write what is known of one thing, a name and a text a line; a text may come from anywhere."""
+    """Write lines of a name and a text, which may come from any source."""
     write_table([(name, printable(text)) for name, text in lines], texts=(0, 1))
 
 
 def show_usd(usd: Decimal | None, at_most_calls: int) -> str:
-    """An amount, with a mark if it is a bound."""
+    """An amount, with `<=` if calls are included at their maximum cost."""
     return "?" if usd is None else f"{'<= ' if at_most_calls else ''}{usd:,.6f}"
 
 
 def show_asset(origin: Origin) -> str:
-    """Asset and partition, empty if neither is known."""
+    """Asset and partition, empty if both are unknown."""
     return "/".join(filter(None, (origin.asset, origin.partition)))
 
 
 def show_instant(at: float) -> str:
-    """A day and a minute."""
+    """An instant to the minute."""
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def show_iso(at: float) -> str:
-    """An instant for other programs."""
+    """An instant in ISO 8601, for other programs."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would take for a command."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+    """Escape the control characters of `text`, which may be commands of the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
 def warn(message: str) -> None:
-    """Say on standard error what a person should know."""
+    """Write a warning to standard error."""
     sys.stderr.write(f"warning: {message}\n")

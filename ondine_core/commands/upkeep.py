@@ -1,4 +1,4 @@
-"""What is removed and what is settled by hand: `prune`, `reservations`, `settle`."""
+"""Removes old rows, and lists and settles reservations: `prune`, `reservations`, `settle`."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ def _prune(database: Database, options: argparse.Namespace) -> None:
 
 
 def _reservations(database: Database, _: argparse.Namespace) -> None:
-    held = list_reservations(database)
-    rows = [(one.budget, f"{one.usd:,.6f}", show_instant(one.changed_at), one.holder) for one in held]
+    rows = [
+        (reservation.budget, f"{reservation.usd:,.6f}", show_instant(reservation.changed_at), reservation.holder)
+        for reservation in list_reservations(database)
+    ]
     write_table([("budget", "USD", "last call", "held by"), *rows])
 
 
