@@ -74,14 +74,11 @@ _OWN_SETTINGS: Mapping[str, str] = {
     "oci": "oci_region oci_user oci_fingerprint oci_tenancy oci_key oci_key_file oci_compartment_id",
     "snowflake": "account_id",
 }
-_SETTINGS = ("api_version", "drop_params", "extra_headers", "organization", "structured_output")
+_SETTINGS = ("api_version", "drop_params", "extra_headers", "structured_output")
 """Settings that every provider has; `connect_litellm` explains them."""
 _STRUCTURES = ("json_schema", "words")
 
-_RESERVED_PARAMS = (
-    "num_retries max_retries fallbacks context_window_fallback_dict api_key api_base base_url client "
-    "custom_llm_provider mock_response"
-)
+_RESERVED_PARAMS = ("fallbacks", "context_window_fallback_dict", "client", "custom_llm_provider", "mock_response")
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
     "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
@@ -107,14 +104,14 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
 
     - `structured_output`: `"json_schema"` or `"words"`; by default a schema is sent as such wherever litellm can.
     - `drop_params`: `True` to leave out parameters that the model does not take; by default they are an error.
-    - `api_version`, `extra_headers`, `organization`: passed on, as are those for credentials (`aws_...`, `vertex_...`).
+    - `api_version`, `extra_headers`: passed on, as are those for credentials (`aws_...`, `vertex_...`).
     """
     if installed_litellm() is None:
         raise ConfigError(f"model={spec.model!r} is called through litellm: pip install 'ondine-dagster[litellm]'.")
     check_release(version("litellm"))
     check_settings(spec, (*_SETTINGS, *_OWN_SETTINGS.get(spec.dialect, "").split()))
     setting_of(spec, "structured_output", _STRUCTURES)
-    reserved = sorted(spec.params.keys() & set(_RESERVED_PARAMS.split()))
+    reserved = sorted(spec.params.keys() & set(_RESERVED_PARAMS))
     if reserved:
         name = reserved[0]
         raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")

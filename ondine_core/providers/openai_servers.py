@@ -93,6 +93,7 @@ SERVERS: Mapping[str, Server] = {
     ),
     "ollama": Server("http://127.0.0.1:11434/v1", ("OLLAMA_API_KEY",), ("OLLAMA_API_BASE",), needs_key=False),
     "lm_studio": Server("http://127.0.0.1:1234/v1", ("LM_STUDIO_API_KEY",), ("LM_STUDIO_API_BASE",), needs_key=False),
+    "litellm_proxy": Server(None, ("LITELLM_PROXY_API_KEY",), ("LITELLM_PROXY_API_BASE",), needs_key=False),
     "hosted_vllm": Server(None, ("HOSTED_VLLM_API_KEY",), ("HOSTED_VLLM_API_BASE",), needs_key=False),
     "openai_compatible": Server(None, needs_key=False),
 }

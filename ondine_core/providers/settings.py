@@ -31,9 +31,22 @@ _RESERVED_FIELDS = {
     "service_tier": "tier",
     "stream": "whole replies",
     "stream_options": "whole replies",
+    "system": "the prompt",
     "timeout": "timeout_s",
 }
 """Request fields that users cannot set, and where each comes from. The first two and `n` bound the cost of a call."""
+_CLIENT_ARGUMENTS = {
+    "api_base": "set base_url",
+    "api_key": "set api_key",
+    "base_url": "set base_url",
+    "betas": "set settings extra_headers (anthropic-beta)",
+    "default_headers": "set settings extra_headers",
+    "max_retries": "leave it out, since failed calls are repeated",
+    "num_retries": "leave it out, since failed calls are repeated",
+    "organization": "set settings extra_headers (OpenAI-Organization)",
+    "request_timeout": "set timeout_s",
+}
+"""Arguments of OpenAI's, Anthropic's and litellm's packages that are no request fields, and what to do instead."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 """A token of RFC 9110, section 5.6.2, in lower case."""
 _HEADERS_OF_A_CALL = ("content-length", "transfer-encoding", "x-request-id")
@@ -84,6 +97,9 @@ def check_params(spec: ModelSpec) -> None:
         source = _RESERVED_FIELDS.get(name)
         if source is not None:
             raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; it follows from {source}.")
+    for name in spec.params.keys() & _CLIENT_ARGUMENTS.keys():  # in extra_body they may be fields of a gateway
+        advice = _CLIENT_ARGUMENTS[name]
+        raise ConfigError(f"params: {name!r} of {spec.model!r} is not a field of the request; {advice}.")
 
 
 def request_fields(spec: ModelSpec) -> dict[str, Json]:

@@ -50,12 +50,45 @@ def test_field_that_is_not_valid_is_refused(fields: dict[str, Any], message: str
 
 @pytest.mark.parametrize("model", ["openai/m", "azure/m", "anthropic/m", "mlx/a/b", "llama_cpp/gemma-3-270m"])
 @pytest.mark.parametrize(
-    ("name", "decided_by"), [("n", "one reply a prompt"), ("max_tokens", "max_output_tokens"), ("timeout", "timeout_s")]
+    ("name", "decided_by"),
+    [
+        ("n", "one reply a prompt"),
+        ("max_tokens", "max_output_tokens"),
+        ("timeout", "timeout_s"),
+        ("system", "the prompt"),
+    ],
 )
 def test_reserved_parameters_are_refused(model: str, name: str, decided_by: str) -> None:
     """Parameters that would undo the cap or the parsing of replies are refused; the message says what to set."""
     with pytest.raises(ConfigError, match=f"'{name}' of '{model}' is not yours to set; it follows from {decided_by}"):
         connect(ModelSpec(model, api_key=KEY, params={name: 3}))
+
+
+@pytest.mark.parametrize("model", ["openai/m", "azure/m", "anthropic/m", "bedrock/m"])
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("api_key", "set api_key"),
+        ("api_base", "set base_url"),
+        ("organization", r"set settings extra_headers \(OpenAI-Organization\)"),
+        ("betas", r"set settings extra_headers \(anthropic-beta\)"),
+        ("num_retries", "leave it out"),
+    ],
+)
+def test_arguments_of_other_packages_are_no_parameters(model: str, name: str, advice: str) -> None:
+    """They would have no effect, and a key would be sent as a field of each request."""
+    with pytest.raises(ConfigError, match=f"'{name}' of '{model}' is not a field of the request; {advice}"):
+        connect(ModelSpec(model, api_key=KEY, params={name: "x"}))
+
+
+def test_gateway_may_have_a_field_that_is_an_argument_elsewhere() -> None:
+    """As LiteLLM's proxy does, which takes the provider's key in the body."""
+    params = {"extra_body": {"api_key": "sk-of-the-provider"}, "metadata": {"tags": ["team-a"]}}
+    with Provider() as provider:
+        one_call(connect(ModelSpec("litellm_proxy/m", KEY, provider.base_url, params=params)))
+    (asked,) = provider.ledger.requests
+    assert asked.body["api_key"] == "sk-of-the-provider"
+    assert asked.body["metadata"] == {"tags": ["team-a"]}
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def test_missing_key_names_the_variable(model: str, variable: str, monkeypatch: 
         ({"settings": {"structured_output": "json_object"}}, "is not one of 'json_schema', 'words'"),
         ({"settings": {"drop_parms": True}}, "Did you mean 'drop_params'"),
         ({"settings": {"aws_region_name": "us-east-1"}}, "knows no 'aws_region_name'"),
-        ({"params": {"num_retries": 3}}, "'num_retries' .* is not yours to set"),
+        ({"params": {"fallbacks": []}}, "'fallbacks' .* is not yours to set"),
+        ({"settings": {"organization": "org-1"}}, "knows no 'organization'"),
         ({"base_url": "my-server"}, "is not an address"),
     ],
 )
