@@ -40,6 +40,7 @@ from ondine_dagster.reporting.metadata import (
     failure,
     jobs_metadata,
     lineage,
+    partition_keys,
     progress_line,
     reasons_metadata,
     row_count,
@@ -187,14 +188,20 @@ def _find_rows(context: dg.AssetExecutionContext, enrichment: Enrichment, given:
         frame = checked_frame(given.rows)
     by, partitions = enrichment.arguments.partition_by, context.assets_def.partitions_def
     if by is not None and not lengths:
-        tables = rows_by_partition(frame, by, partitions, context.partition_keys)
+        keys = partition_keys(context)
+        if not keys:
+            raise ConfigError(
+                f"partition_by={by!r} needs a run of partitions, and this run has none: materialize a partition, which "
+                "also answers the checks."
+            )
+        tables = rows_by_partition(frame, by, partitions, keys)
         unassigned = count_unassigned(frame, by, partitions, context.instance)
         if unassigned:
             context.log.warning(
                 f"{unassigned:,} of {len(frame):,} rows have no value in partition_by={by!r}, or "  # noqa: G004
                 "one that belongs to no partition: no run enriches them."
             )
-        frame, lengths = joined(tables, context.partition_keys)
+        frame, lengths = joined(tables, keys)
     noted = FAILED_COLUMNS if enrichment.arguments.failed_rows else ()
     for added in filter(None, (enrichment.error_column, enrichment.arguments.model_column, *noted)):
         if added in frame.columns:

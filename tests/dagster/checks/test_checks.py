@@ -41,6 +41,21 @@ def test_an_enum_of_lists_has_no_distribution() -> None:
     assert list(result.output_for_node("pairs")["pair"]) == ['["c", "d"]', '["c", "d"]']
 
 
+def test_check_of_a_partitioned_asset_that_is_run_without_a_partition() -> None:
+    """The UI launches the check alone, in a run without partitions; the error says what to run instead."""
+
+    @llm_asset(
+        prompt=PROMPT, output=Mood, checks=[ErrorRateCheck(max_rate=0.5)], partitions_def=DAYS, partition_by="day"
+    )
+    def moods() -> pd.DataFrame:
+        return pd.DataFrame({"day": ["2026-01-01"], "review": ["good"]})
+
+    job = dg.define_asset_job("only_checks", dg.AssetSelection.checks_for_assets(moods))
+    defs = dg.Definitions(assets=[moods], jobs=[job], resources={"llm": ScriptedModel(answer)})
+    with pytest.raises(dg.Failure, match="needs a run of partitions.*materialize a partition"):
+        defs.resolve_job_def("only_checks").execute_in_process()
+
+
 # -- when the definitions load -------------------------------------------------------------------------------------
 
 
