@@ -52,7 +52,7 @@ def test_check_of_a_partitioned_asset_that_is_run_without_a_partition() -> None:
 
     job = dg.define_asset_job("only_checks", dg.AssetSelection.checks_for_assets(moods))
     defs = dg.Definitions(assets=[moods], jobs=[job], resources={"llm": ScriptedModel(answer)})
-    with pytest.raises(dg.Failure, match="needs a run of partitions.*materialize a partition"):
+    with pytest.raises(dg.Failure, match=r"needs a run of partitions.*materialize a partition"):
         defs.resolve_job_def("only_checks").execute_in_process()
 
 
