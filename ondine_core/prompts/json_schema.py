@@ -7,6 +7,7 @@ unchecked constraint is worse than none.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal, NotRequired, Union
@@ -25,7 +26,7 @@ def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
     All properties are required and no other is allowed, since a model leaves optional columns out.
 
     Raises:
-        ConfigError: The schema is recursive.
+        ConfigError: The schema is recursive, or a part of it allows no value.
     """
     definitions = schema.get("$defs", {})
 
@@ -48,10 +49,20 @@ def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
                 inlined[key] = walk(value, trail)
         if "properties" in inlined:
             inlined |= {"required": list(inlined["properties"]), "additionalProperties": False}
+        _check_allows_a_value(inlined)
         return inlined
 
     result: dict[str, Any] = walk(dict(schema), ())
     return result
+
+
+def _check_allows_a_value(schema: Mapping[str, Any]) -> None:
+    if schema.get("enum") == []:
+        raise ConfigError("The output has an enum without values; no reply could be valid.")
+    for low, high in _RANGES:
+        if low in schema and high in schema and schema[low] > schema[high]:
+            limits = f"{low}={schema[low]!r} and {high}={schema[high]!r}"
+            raise ConfigError(f"The output has {limits}; no reply could be valid.")
 
 
 def allowed_values(schema: Mapping[str, Json]) -> tuple[Json, ...] | None:
@@ -87,6 +98,11 @@ _OF_NUMBERS = {
     "multipleOf": "multiple_of",
 }
 _OF_ARRAYS = {"minItems": "min_length", "maxItems": "max_length"}
+_RANGES = (
+    *itertools.product(("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")),
+    ("minLength", "maxLength"),
+    ("minItems", "maxItems"),
+)
 _CONSTRAINTS = {**_OF_TEXT, **_OF_NUMBERS, **_OF_ARRAYS}
 _OF_TYPE = {"string": _OF_TEXT, "integer": _OF_NUMBERS, "number": _OF_NUMBERS, "array": _OF_ARRAYS}
 _BINDING = {**_OF_TYPE, "string": (*_OF_TEXT, "format")}
@@ -153,7 +169,7 @@ def _annotation(kind: Any, where: str) -> Any:
     misplaced = [key for key in kind if key in _CONSTRAINTS and key not in applicable]
     if misplaced:
         raise ConfigError(f"{where} has {misplaced[0]!r}, which says nothing about type {kind.get('type')!r}.")
-    if "enum" in kind and not isinstance(kind["enum"], list | tuple):
+    if "enum" in kind and not (kind["enum"] and isinstance(kind["enum"], list | tuple)):
         raise ConfigError(f"{where} has enum={kind['enum']!r}; give a list of values, as in {_as_list(kind['enum'])}.")
     _check_format(kind, names, where)
     _check_values(kind, names, where)

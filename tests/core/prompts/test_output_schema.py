@@ -256,7 +256,7 @@ def test_secret_field_is_refused(output: Any, field: str) -> None:
         (3, "output=3 is not understood; give a Pydantic model, a JSON schema of an object, a mapping"),
         (int, "is not understood; give a Pydantic model"),
         ({"a": "strin"}, "output['a']={'type': 'strin'} is not understood; a type is one of 'string', 'integer'"),
-        ({"a": {"enum": []}}, "or has an enum"),
+        ({"a": {"enum": []}}, "has enum=[]; give a list of values"),
         (
             {"a": {"type": "string", "enum": "positive, negative"}},
             "output['a'] has enum='positive, negative'; give a list of values, as in ['positive', 'negative'].",
@@ -312,6 +312,16 @@ def test_secret_field_is_refused(output: Any, field: str) -> None:
             {"a": list[Enum("Colour", {"red": (255, 0, 0)})]},
             "'Colour.red' is a tuple, which no JSON is equal to",
         ),
+        # no reply can be valid
+        ({"a": Enum("Colour", {})}, "has an enum without values; no reply could be valid"),
+        ({"a": {"type": "string", "enum": []}}, "has enum=[]; give a list of values"),
+        (
+            {"a": {"type": "integer", "minimum": 5, "maximum": 3}},
+            "has minimum=5 and maximum=3; no reply could be valid",
+        ),
+        ({"a": Annotated[float, Field(gt=1, le=0.5)]}, "has exclusiveMinimum=1 and maximum=0.5"),
+        ({"a": list[Annotated[str, Field(min_length=5, max_length=3)]]}, "has minLength=5 and maxLength=3"),
+        ({"a": {"type": "array", "items": "string", "minItems": 3, "maxItems": 1}}, "has minItems=3 and maxItems=1"),
     ],
     ids=str,
 )
