@@ -24,14 +24,14 @@ from ondine_core.providers.anthropic_request import (
 from ondine_core.providers.finish_reasons import finish_kind
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_client import Endpoint, constant
-from ondine_core.providers.http_errors import ADVICE
+from ondine_core.providers.http_errors import ADVICE, ADVICE_WITHOUT_KEY
 from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.tiers import tier_fields
 from ondine_core.providers.usage import usage_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, Json, ModelSpec, Reply, Tier
 
-_ADVICE = {**ADVICE, 405: "this is not an address of Anthropic's messages API; check base_url"}
+_ADVICE = {405: "this is not an address of Anthropic's messages API; check base_url"}
 
 
 def connect_anthropic(spec: ModelSpec, name: str) -> ChatModel:
@@ -49,8 +49,9 @@ def connect_anthropic(spec: ModelSpec, name: str) -> ChatModel:
 
 def anthropic_endpoint(spec: ModelSpec) -> Endpoint:
     """The address to which messages are posted, and the headers that identify the caller."""
-    headers = constant(find_anthropic_key(spec)), further_headers(spec)
-    return Endpoint(find_anthropic_address(spec), spec.max_call_s, *headers, _ADVICE)
+    url, key = find_anthropic_address(spec), find_anthropic_key(spec)
+    advice = {**(ADVICE if key else ADVICE_WITHOUT_KEY), **_ADVICE}
+    return Endpoint(url, spec.max_call_s, constant(key), further_headers(spec), advice)
 
 
 class _AnthropicModel(HttpModel):

@@ -25,6 +25,7 @@ from ondine_core.providers.settings import (
     check_settings,
     extra_headers,
     first_set,
+    is_own_address,
     request_fields,
     setting_of,
 )
@@ -64,7 +65,7 @@ def find_anthropic_address(spec: ModelSpec) -> str:
 def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
     """The header that identifies the caller; empty for a `base_url` without a key."""
     own_key = api_key_of(spec)
-    if own_key or spec.base_url is not None:  # keys of the environment go to the provider only
+    if own_key or not is_own_address(spec, _ADDRESS):  # keys of the environment go to the provider only
         return {"x-api-key": own_key} if own_key else {}
     key = first_set(_KEYS)
     if key is not None:

@@ -41,8 +41,9 @@ _SETTINGS = (
     "region",
     "regions",
 )
-_ENDPOINT = ("AZURE_OPENAI_ENDPOINT",)
-_VERSION = ("AZURE_OPENAI_API_VERSION",)
+# The variables of OpenAI's package first, then those of litellm.
+_ENDPOINT = ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE")
+_VERSION = ("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION", "AZURE_API_VERSION")
 _REGION = ("AZURE_OPENAI_REGION",)
 # These models refuse max_tokens, the old name of max_completion_tokens; older ones know only the old name.
 _REASONING = re.compile(r"(?:^|[^a-z0-9])(?:o[1-9]|gpt-?[5-9])")
@@ -60,7 +61,8 @@ def connect_azure(
 
     Its `settings`, which are all optional:
 
-    - `api_version`: by default the variable AZURE_OPENAI_API_VERSION, else the latest that is not a preview.
+    - `api_version`: by default the variable AZURE_OPENAI_API_VERSION or OPENAI_API_VERSION, else the latest that is
+      not a preview.
     - `managed_identity`: `True` to call as the identity of this host; `client_id` names a user-assigned one.
     - `ad_token`: a token fetched beforehand; by default the variable AZURE_OPENAI_AD_TOKEN.
     - `regions`: endpoint by name of region; `region` (or AZURE_OPENAI_REGION) is asked first, by default the first.

@@ -20,7 +20,7 @@ from ondine_core.types.values import Call, ModelSpec
 
 KEY_HEADERS = ("api-key", "authorization")
 _SCOPE = "https://cognitiveservices.azure.com/.default"
-_TOKEN, _KEY = ("AZURE_OPENAI_AD_TOKEN",), ("AZURE_OPENAI_API_KEY",)
+_TOKEN, _KEY = ("AZURE_OPENAI_AD_TOKEN", "AZURE_AD_TOKEN"), ("AZURE_OPENAI_API_KEY", "AZURE_API_KEY")
 _ROLE = "'Cognitive Services OpenAI User'"
 _NETWORK = "or the resource's network rules keep this host out"
 _ADVICE_FOR_TOKEN: Mapping[int, str] = {
@@ -74,7 +74,7 @@ class Access:
 
 
 def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[[], float]) -> Access:
-    """The first configured way: a managed identity, a token, or a key.
+    """The first configured way: a managed identity, a token, or a key; those of the environment come last.
 
     Raises:
         ConfigError: None is configured, or a setting is not valid.
@@ -86,11 +86,12 @@ def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[
         return _by_identity(spec, credential, now)
     if "client_id" in settings:
         raise ConfigError("settings: client_id names a managed identity; set managed_identity to true as well.")
-    token = str(settings.get("ad_token") or first_set(_TOKEN) or "").strip()
+    own_key = api_key_of(spec)
+    token = str(settings.get("ad_token") or "").strip() or (None if own_key else first_set(_TOKEN))
     if token:
         check_header("ad_token", token)
         return Access(constant({"Authorization": f"Bearer {token}"}), _ADVICE_FOR_TOKEN)
-    key = api_key_of(spec) or first_set(_KEY)
+    key = own_key or first_set(_KEY)
     if key:
         check_header("api_key", key)
         return Access(constant({"api-key": key}), _ADVICE_FOR_KEY, api_key=key)

@@ -34,6 +34,11 @@ ADVICE: Mapping[int, str] = {
     410: "the model or address is gone; check model and base_url",
 }
 """Statuses after which no request succeeds, and what to do about each."""
+ADVICE_WITHOUT_KEY: Mapping[int, str] = {
+    **ADVICE,
+    401: "no api_key was sent, since one in the environment goes to the provider's own address only; set api_key, or "
+    "check settings extra_headers",
+}
 _FAULTS: Mapping[int, Fault] = {
     403: "permission",
     413: "size",

@@ -14,7 +14,7 @@ from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, Ref
 from ondine_core.providers.finish_reasons import finish_kind
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_client import Endpoint, bearer
-from ondine_core.providers.http_errors import ADVICE
+from ondine_core.providers.http_errors import ADVICE, ADVICE_WITHOUT_KEY
 from ondine_core.providers.media_parts import openai_content
 from ondine_core.providers.openai_servers import find_access
 from ondine_core.providers.prompt_cache import cache_key_field, prefix_id, prefix_of
@@ -32,16 +32,17 @@ def connect_openai(spec: ModelSpec, name: str) -> ChatModel:
     access = find_access(spec, name)
     root = access.base_url.rstrip("/")
     url, key = f"{root}/chat/completions", bearer(access.api_key)
-    endpoint = Endpoint(url, spec.max_call_s, key, access.headers, chat_advice(root))
+    endpoint = Endpoint(url, spec.max_call_s, key, access.headers, chat_advice(root, access.api_key))
     return OpenAIModel(endpoint, spec, {"model": name}, access.form)
 
 
-def chat_advice(base_url: str) -> Mapping[int, str]:
+def chat_advice(base_url: str, api_key: str | None) -> Mapping[int, str]:
     """The advice about each status; for 404 and 405 also a `/v1`, if `base_url` lacks the one of most servers."""
+    advice = ADVICE if api_key else ADVICE_WITHOUT_KEY
     if re.search(r"/v\d", urlsplit(base_url).path):
-        return ADVICE
+        return advice
     hint = f"; base_url has no /v1, so try base_url={base_url + '/v1'!r}"
-    return {**ADVICE, 404: ADVICE[404] + hint, 405: ADVICE[405] + hint}
+    return {**advice, 404: ADVICE[404] + hint, 405: ADVICE[405] + hint}
 
 
 class OpenAIModel(HttpModel):

@@ -22,6 +22,7 @@ from ondine_core.providers.settings import (
     check_settings,
     extra_headers,
     first_set,
+    is_own_address,
     setting_of,
 )
 from ondine_core.providers.strict_schema import ALL, SchemaSubset
@@ -41,7 +42,7 @@ class Server:
         structure: How its models are held to a schema; `None` if the price list says it for each model.
         needs_key: Whether it requires a key.
         subset: The part of JSON schema that its strict mode supports.
-        headers: Variables that may hold the value of a header, and the header of each.
+        headers: Further headers, and the variables that may hold the value of each.
     """
 
     base_url: str | None
@@ -50,14 +51,17 @@ class Server:
     structure: Structure | None = "json_schema"
     needs_key: bool = True
     subset: SchemaSubset = ALL
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 _TOGETHER = ("TOGETHER_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHERAI_API_KEY", "TOGETHER_AI_TOKEN")
 _FIREWORKS = ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY", "FIREWORKS_AI_TOKEN")
 
-# As OpenAI's package does: for a key of several organizations, they decide which of them pays.
-_OPENAI_HEADERS = {"OPENAI_ORG_ID": "openai-organization", "OPENAI_PROJECT_ID": "openai-project"}
+# Variables of OpenAI's package, and of litellm: for a key of several organizations, they decide which of them pays.
+_OPENAI_HEADERS = {
+    "openai-organization": ("OPENAI_ORG_ID", "OPENAI_ORGANIZATION"),
+    "openai-project": ("OPENAI_PROJECT_ID",),
+}
 
 SERVERS: Mapping[str, Server] = {
     "openai": Server(
@@ -69,7 +73,7 @@ SERVERS: Mapping[str, Server] = {
     # Its schemas (https://ai.google.dev/api/caching#Schema) lack these keywords; they are put into descriptions.
     "gemini": Server(
         "https://generativelanguage.googleapis.com/v1beta/openai",
-        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        ("GOOGLE_API_KEY", "GEMINI_API_KEY"),  # in this order at Google's package and at litellm
         subset=SchemaSubset(constraints=False, any_choices=False),
     ),
     "groq": Server("https://api.groq.com/openai/v1", ("GROQ_API_KEY",), ("GROQ_API_BASE",), None),
@@ -119,7 +123,7 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
     check_settings(spec, _SETTINGS)
     check_temperature(spec, name)
     server = SERVERS[spec.dialect]
-    base_url = spec.base_url or _own_address(spec.dialect, server)
+    base_url = find_address(spec)
     if base_url is None:
         where = f", or the variable {server.addresses[0]}" if server.addresses else ""
         raise ConfigError(f"model={spec.model!r} needs base_url{where}, for instance 'http://127.0.0.1:8000/v1'.")
@@ -179,7 +183,7 @@ def _own_address(provider: str, server: Server) -> str | None:
 
 def _key(spec: ModelSpec, server: Server) -> str | None:
     own_key = api_key_of(spec)
-    if own_key or spec.base_url is not None:  # keys of the environment go to the provider only
+    if own_key or not is_own_address(spec, server.base_url):  # keys of the environment go to the provider only
         return own_key or None
     key = first_set(server.keys)
     if key is None and server.needs_key:
@@ -190,10 +194,10 @@ def _key(spec: ModelSpec, server: Server) -> str | None:
 def _own_headers(spec: ModelSpec, server: Server) -> dict[str, str]:
     """The headers of the environment, which go to the provider only."""
     headers: dict[str, str] = {}
-    for variable, header in server.headers.items():
-        value = first_set((variable,))
-        if value is not None and spec.base_url is None:
-            check_header(variable, value)
+    for header, variables in server.headers.items():
+        value = first_set(variables)
+        if value is not None and is_own_address(spec, server.base_url):
+            check_header(variables[0], value)
             headers[header] = value
     return headers
 

@@ -181,6 +181,17 @@ def api_key_of(spec: ModelSpec) -> str:
     return key
 
 
+def is_own_address(spec: ModelSpec, own: str | None) -> bool:
+    """Whether the provider, whose address is `own`, gets the calls of `spec`, so that the environment's key is for it.
+
+    That is so without `base_url`, and for the provider's host or one of its regions, such as `eu.api.openai.com`.
+    """
+    if spec.base_url is None or own is None:
+        return spec.base_url is None
+    given = urlsplit(spec.base_url)
+    return given.scheme == "https" and f".{given.hostname}".endswith(f".{urlsplit(own).hostname}")
+
+
 def check_address(base_url: str, name: str = "base_url") -> None:
     """Refuse `base_url` unless it is a URL of http or https with a host, and without credentials."""
     if "@" in base_url:

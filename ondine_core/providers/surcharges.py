@@ -19,7 +19,7 @@ _OPENAI_HOSTS: Mapping[str, str] = {
     "gov.api.openai.com": "fedramp_uplift_multiplier",
 }
 _VERTEX = "regional_endpoint_uplift_multiplier"
-_VERTEX_LOCATION = ("VERTEXAI_LOCATION",)
+_VERTEX_LOCATION = ("VERTEXAI_LOCATION", "VERTEX_LOCATION")
 _TOKEN_PRICES = ("input", "output", "cached_input", "reasoning", "cache_write", "cache_write_1h")
 
 

@@ -112,7 +112,7 @@ def connect_openai_jobs(spec: ModelSpec, name: str) -> JobApi:
     if dialect.is_mistral:
         dialect = replace(dialect, job_fields={**dialect.job_fields, "model": name})
     write = partial(ChatWriter(spec, {} if dialect.is_mistral else {"model": name}, root).write, form=access.form)
-    endpoint = Endpoint(root, spec.max_call_s, bearer(key), access.headers, chat_advice(root))
+    endpoint = Endpoint(root, spec.max_call_s, bearer(key), access.headers, chat_advice(root, key))
     http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens))
     return _OpenAIJobs(dialect, write, http, fingerprint(key or "", root))
 

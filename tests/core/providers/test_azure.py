@@ -53,6 +53,21 @@ def test_endpoint_may_be_copied_from_the_portal(tail: str, monkeypatch: pytest.M
     assert reply.text == '{"answer":"hello"}'
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "OPENAI_API_VERSION"),
+        ("AZURE_API_BASE", "AZURE_API_KEY", "AZURE_API_VERSION"),
+    ],
+)
+def test_variables_of_other_packages_are_read(names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of OpenAI's and of litellm; an older version of the API would reply otherwise."""
+    with AzureProvider(shown(KEY), versions=("2025-01-01",)) as provider:
+        for name, value in zip(names, (provider.address, KEY, "2025-01-01"), strict=True):
+            monkeypatch.setenv(name, value)
+        assert one_call(connect(ModelSpec("azure/small")), call=CALL).text == '{"answer":"hello"}'
+
+
 def test_version_of_the_settings_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The setting has precedence over the variable."""
     monkeypatch.setenv("AZURE_OPENAI_API_VERSION", "2025-01-01")
@@ -130,12 +145,12 @@ def test_missing_credentials_name_all_three_ways() -> None:
 
 
 def test_identity_goes_before_token_and_token_before_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the configured credentials only the first of identity, token and key is used."""
+    """Only the first of identity, token and key is used, and one that is given before one of the environment."""
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", "key-of-the-environment")
     with AzureProvider() as provider:
         one_call(connect(spec(provider)), call=CALL)
-        one_call(connect(spec(provider, api_key=KEY)), call=CALL)
         monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", "token-of-the-environment\n")
+        one_call(connect(spec(provider)), call=CALL)
         one_call(connect(spec(provider, api_key=KEY)), call=CALL)
         with_token = spec(provider, api_key=KEY, settings={"ad_token": "token-given"})
         one_call(connect(with_token), call=CALL)
@@ -143,8 +158,8 @@ def test_identity_goes_before_token_and_token_before_key(monkeypatch: pytest.Mon
     sent = [(asked.headers.get("api-key"), asked.headers.get("Authorization")) for asked in provider.ledger.requests]
     assert sent == [
         ("key-of-the-environment", None),
-        (KEY, None),
         (None, "Bearer token-of-the-environment"),
+        (KEY, None),
         (None, "Bearer token-given"),
         (None, "Bearer token"),
     ]

@@ -8,6 +8,7 @@ import pytest
 
 from ondine_core import Call, ConfigError, FatalError, ModelSpec
 from ondine_core.providers import connect
+from ondine_core.providers.openai_servers import find_access
 from ondine_core.types.values import Message
 from tests.support.anthropic_provider import AnthropicProvider
 from tests.support.asking import one_call
@@ -84,6 +85,47 @@ def test_organization_of_the_environment_goes_to_openai_only(
     headers = headers_of(provider)
     assert headers.get("openai-organization") == ("org-1" if own_address and model == "openai/m" else None)
     assert headers["openai-project"] == "proj-2"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "is_openais"),
+    [
+        ("https://eu.api.openai.com/v1", True),
+        ("https://api.openai.com/v1", True),
+        ("http://api.openai.com/v1", False),
+        ("https://evil-api.openai.com.example/v1", False),
+        ("https://evil-api.openai.com/v1", False),
+    ],
+)
+def test_regional_address_gets_key_and_organization_of_the_environment(
+    base_url: str, is_openais: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the provider's usual address does; `OPENAI_ORGANIZATION` is what litellm reads."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_ORGANIZATION", "org-1")
+    access = find_access(ModelSpec("openai/small", base_url=base_url), "small")
+    assert (access.api_key, dict(access.headers)) == (
+        (KEY, {"openai-organization": "org-1"}) if is_openais else (None, {})
+    )
+
+
+def test_key_variables_have_the_order_of_googles_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another order would let another account pay; litellm has the same."""
+    monkeypatch.setenv("GEMINI_API_KEY", "gemini")
+    monkeypatch.setenv("GOOGLE_API_KEY", "google")
+    assert find_access(ModelSpec("gemini/gemini-2.5-flash"), "gemini-2.5-flash").api_key == "google"
+
+
+@pytest.mark.parametrize("model", ["openai/small", "anthropic/claude-haiku-4-5"])
+def test_refusal_without_a_key_says_why_none_was_sent(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's and Anthropic's packages would have sent the environment's to any address."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    with (
+        SERVERS[model](fault=error(401, "No key.")) as provider,
+        pytest.raises(FatalError, match="no api_key was sent, since one in the environment"),
+    ):
+        one_call(connect(spec_for(model, provider, api_key=None, settings={})), call=CALL)
 
 
 def test_authorization_is_free_without_a_key() -> None:

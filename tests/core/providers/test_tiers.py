@@ -185,12 +185,23 @@ def test_regional_endpoint_costs_what_the_list_adds_for_it(
     model: str, spec: dict[str, Any], dearer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All tokens, of long prompts too, at every tier; without a location litellm asks Vertex AI in a region."""
-    monkeypatch.delenv("VERTEXAI_LOCATION", raising=False)
+    for name in ("VERTEXAI_LOCATION", "VERTEX_LOCATION"):
+        monkeypatch.delenv(name, raising=False)
     usage = Usage(400_000, 1000, 500, 100, 2000)
     for tier, price in find_tier_prices(ModelSpec(model, **spec)).items():
         listed = find_price(model, tier=tier) or find_price(model)
         assert listed is not None
         assert price.cost(usage) == listed.cost(usage) * Decimal(dearer)
+
+
+@pytest.mark.parametrize("variable", ["VERTEXAI_LOCATION", "VERTEX_LOCATION"])
+def test_global_location_of_the_environment_costs_the_list_price(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both variables that litellm reads."""
+    regional = find_tier_prices(ModelSpec("vertex_ai/gemini-3.5-flash"))["standard"]
+    monkeypatch.setenv(variable, "global")
+    assert find_tier_prices(ModelSpec("vertex_ai/gemini-3.5-flash"))["standard"].input < regional.input
 
 
 def test_regional_address_of_the_environment_costs_more_too(monkeypatch: pytest.MonkeyPatch) -> None:
