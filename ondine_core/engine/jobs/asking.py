@@ -1,4 +1,4 @@
-"""Asks the rows that have no outcome yet, by live calls or by batch jobs, until each has one."""
+"""Asks the rows without an outcome, by live calls or by batch jobs, until each has one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEYS_AT_ONCE = 10_000
 
 
 async def leave_to_jobs(run: RunContext) -> None:
-    """Find out which prompts batch jobs have in flight."""
+    """Leave the prompts that batch jobs of the task have in flight to these jobs."""
     store = run.runtime.store
     if not isinstance(store, Store):
         return
@@ -30,17 +30,17 @@ async def leave_to_jobs(run: RunContext) -> None:
     if not any(job.task == run.others.own.task for job in jobs):
         return
     keys = iter([key for key, _ in run.pending()])
-    while some := list(islice(keys, _KEYS_AT_ONCE)):
-        await run.others.leave_to_jobs(some)
+    while group := list(islice(keys, _KEYS_AT_ONCE)):
+        await run.others.leave_to_jobs(group)
 
 
 async def ask_pending(run: RunContext, asker: Asker, batch_size: int | Literal["auto"]) -> None:
-    """Ask about all rows that have no outcome yet.
+    """Ask all rows without an outcome.
 
     Raises:
-        JobsUnderWayError: Batch jobs have some of them and have not ended.
-        ConfigError: The tier is "batch", and the provider has no batch API or the store cannot keep jobs.
-        OndineError: What else ended the run.
+        JobsUnderWayError: Batch jobs have some of the rows and have not ended.
+        ConfigError: The tier is "batch", and the provider has no batch API or the store is in memory.
+        OndineError: Another error ended the run.
     """
     by_jobs = run.task.model.tier == "batch"
     if not by_jobs:
@@ -56,8 +56,9 @@ async def ask_pending(run: RunContext, asker: Asker, batch_size: int | Literal["
 
 
 def _open_context(run: RunContext, batch_size: int | Literal["auto"], stack: AsyncExitStack) -> JobContext:
-    """Open the connection with which batch jobs are submitted and read; it is closed with `stack`."""
-    task, runtime = run.task, run.runtime
+    """Open the connection with which batch jobs are submitted and read; `stack` closes it."""
+    task = run.task
+    runtime = run.runtime
     store = check_store(runtime.store)
     if runtime.connect_jobs is None:
         raise ConfigError(f"tier='batch': {task.model.model!r} has no batch API.")

@@ -1,4 +1,4 @@
-"""Puts requests into a batch job: into a file for the provider, and into the store, before anything is sent."""
+"""Puts requests into a batch job: into the store and into a file for the provider, before anything is sent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from ondine_core.engine.encoding import EncodedBatch, encode_batch, find_oversize_prompt
 from ondine_core.engine.interpreting import BatchResult
-from ondine_core.engine.jobs.context import JobContext, QueuedBatch, batch_of, write_batch
+from ondine_core.engine.jobs.context import JobContext, QueuedBatch, to_batch, write_batch
 from ondine_core.engine.workers import reason_of
 from ondine_core.errors import RefusedError, StoreError
 from ondine_core.store import job_tables
@@ -28,14 +28,14 @@ from ondine_core.types.progress import add_usd
 from ondine_core.types.values import Item, Key
 
 _REQUESTS_AT_ONCE = 500
-"""Requests that are noted in one transaction, and that are in memory at a time."""
+"""Requests that are recorded in one transaction, and that are in memory at a time."""
 _WITH_MEDIA_AT_ONCE = 16
-"""Each of these may have megabytes."""
+"""The same for requests with images or documents, which may have megabytes each."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One request on its way into a job."""
+    """A request that is to be put into a job; `line` is its text in the file, `units` its bound in budgets."""
 
     queued: QueuedBatch
     line: bytes
@@ -45,11 +45,16 @@ class _Request:
 
 @dataclass(slots=True)
 class NewRequests:
-    """Requests that are in the store and in a file, and not with the provider.
+    """The requests of a job that are in the store and in a file, and not yet sent to the provider.
 
-    `at_most_usd` is the most that they can cost, `None` if that is not known; `lacks_units` what the next request may
-    cost, in units of a budget, if it did not fit into one. Requests that another run had meanwhile leave gaps in the
-    numbers.
+    Args:
+        record: The record of the job.
+        file: The file.
+        count: Number of requests in the file.
+        bytes: Size of the file.
+        at_most_usd: Maximum cost of the requests, `None` if unknown.
+        lacks_units: Bound of the next request in budget units, if it did not fit into a budget; otherwise `None`.
+        next_number: Number of the next request; a request that another run has in flight leaves a gap.
     """
 
     record: JobRecord
@@ -62,12 +67,12 @@ class NewRequests:
 
 
 async def build(context: JobContext, folder: Path, max_requests: int) -> NewRequests:
-    """Begin a job, and put as many of the batches that wait into it as fit.
+    """Begin a job, and put as many of the queued batches into it as fit; the others stay in the queue of `context`.
 
-    What does not fit stays in the queue of `context`. The file of requests is written into `folder`.
+    The file of requests is written into `folder`.
 
     Raises:
-        StoreError: It cannot be kept; the next run clears away what was begun.
+        StoreError: The job cannot be stored, or the file cannot be written; the next run removes what was stored.
     """
     record = await _begin(context)
     new = NewRequests(record, folder / f"{record.marker}.jsonl")
@@ -81,7 +86,7 @@ async def build(context: JobContext, folder: Path, max_requests: int) -> NewRequ
 
 
 async def _fill(context: JobContext, new: NewRequests, max_requests: int) -> None:
-    """Put batches into a job until it has `max_requests`, none waits any more, or the file or a budget is full."""
+    """Put batches into a job until it has `max_requests`, the queue is empty, or the file or a budget is full."""
     has_media = bool(context.run.task.prompt.media_columns)
     at_once = _WITH_MEDIA_AT_ONCE if has_media else _REQUESTS_AT_ONCE
     with _explained(), new.file.open("wb") as file:
@@ -89,7 +94,7 @@ async def _fill(context: JobContext, new: NewRequests, max_requests: int) -> Non
             batches = list(islice(iter(context.queue.take, None), min(at_once, max_requests - new.count)))
             if not batches:
                 break
-            if has_media:  # files are read
+            if has_media:  # in a thread, since files are read
                 written = await asyncio.to_thread(_write_requests, context, new, batches)
             else:
                 written = _write_requests(context, new, batches)
@@ -104,6 +109,7 @@ async def _fill(context: JobContext, new: NewRequests, max_requests: int) -> Non
 
 @contextmanager
 def _explained() -> Iterator[None]:
+    """Raise an `OSError` of the body as a `StoreError` that says what to do."""
     try:
         yield
     except OSError as error:
@@ -113,7 +119,7 @@ def _explained() -> Iterator[None]:
 
 
 async def _begin(context: JobContext) -> JobRecord:
-    """Note the job, and announce it as a run of the task, so that no other run asks its prompts."""
+    """Record the job, and announce it as a run of the task, so that no other run asks its prompts."""
     budgets = context.run.runtime.budgets
     now = context.run.clock.now()
     record = JobRecord(
@@ -130,7 +136,7 @@ async def _begin(context: JobContext) -> JobRecord:
     )
     await context.store.change(partial(job_tables.write, record=record))
     others = context.run.others
-    # Without a process: the job goes on without one.
+    # Without a process, since the job continues when this process ends.
     await context.store.join(replace(others.own, run=record.job, process=(), lease=""))
     others.is_shared = True
     return record
@@ -140,8 +146,8 @@ async def _begin(context: JobContext) -> JobRecord:
 class _WrittenRequests:
     """The result of writing batches.
 
-    `ended` has the results of those that cannot be sent: a prompt does not fit into the model's window, or has an image
-    or document that cannot be read any more. For those `left` the file has no room.
+    `ended` has the results of batches that cannot be sent, since a prompt does not fit into the model's context window,
+    or has an image or document that cannot be read. `left` are the batches for which the file has no room.
     """
 
     requests: list[_Request] = field(default_factory=list)
@@ -150,8 +156,9 @@ class _WrittenRequests:
 
 
 def _write_requests(context: JobContext, new: NewRequests, batches: Sequence[QueuedBatch]) -> _WrittenRequests:
-    """The requests of `batches`, up to the first for which the file has no room."""
-    run, interpreter = context.run, context.run.interpreter
+    """Write the requests of `batches`, up to the first for which the file has no room."""
+    run = context.run
+    interpreter = run.interpreter
     written = _WrittenRequests()
     room = context.api.limits.bytes - new.bytes
     for place, queued in enumerate(batches):
@@ -162,12 +169,12 @@ def _write_requests(context: JobContext, new: NewRequests, batches: Sequence[Que
             continue
         try:
             request = _write_request(context, new, queued, encoded)
-        except RefusedError as error:  # of several, it is found out which cannot be read
+        except RefusedError as error:  # a batch is halved until the prompt that cannot be read is found
             written.ended.append(interpreter.interpret(encoded, error, Decimal(0)))
             continue
         room -= len(request.line)
         is_first = not written.requests and not new.count
-        if room < 0 and not is_first:  # one that is too long for any job is the provider's to refuse
+        if room < 0 and not is_first:  # a single request that is too long is sent, and the provider refuses it
             written.left = batches[place:]
             break
         written.requests.append(request)
@@ -176,7 +183,8 @@ def _write_requests(context: JobContext, new: NewRequests, batches: Sequence[Que
 
 
 def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, encoded: EncodedBatch) -> _Request:
-    run, number = context.run, new.next_number
+    run = context.run
+    number = new.next_number
     has_long_cache = run.task.model.prompt_cache == "1h"
     call = replace(encoded.call, tier="batch", cache_prefix=has_long_cache)
     keys = tuple(item.key for item in queued.batch.items)
@@ -191,7 +199,7 @@ def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, e
         bound_usd,
         run.others.own.task,
         is_shared=True,
-        # Older answers are not taken when everything is asked anew.
+        # With `reuse_since`, older answers are not reused, and must not keep a request from being sent.
         is_unanswered=run.policy.reuse_since > 0 or run.others.has_unreadable(keys),
         batch=write_batch(replace(queued, batch=encoded.batch), encoded.strategy.name),
     )
@@ -200,10 +208,11 @@ def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, e
 
 
 async def _add(context: JobContext, new: NewRequests, requests: Sequence[_Request], file: BinaryIO) -> None:
-    """Hold what requests may cost, claim their prompts, and write those to the file that may be asked."""
-    store, job = context.store, new.record.job
+    """Reserve the maximum cost of requests, claim their prompts, and write those that were not taken to the file."""
+    store = context.store
+    job = new.record.job
     budgets = context.run.runtime.budgets
-    # The day may have changed since the job was begun; its budgets have not.
+    # The budgets are those of the day on which the job was begun, even if it has changed.
     cells = dict(zip(new.record.cells, budgets.cells.values() if budgets else (), strict=True))
     amounts = [request.units for request in requests]
     now = context.run.clock.now()
@@ -213,10 +222,10 @@ async def _add(context: JobContext, new: NewRequests, requests: Sequence[_Reques
     context.queue.put_back([request.queued for request in requests[affordable:]])
     requests = requests[:affordable]
     taken = await asyncio.gather(*[store.send(request.sent) for request in requests])
-    lost_units = 0
+    unused_units = 0
     for request, keys in zip(requests, taken, strict=True):
         if keys:
-            lost_units += request.units
+            unused_units += request.units
             await _leave_to_others(context, request.queued, keys)
             continue
         file.write(request.line)
@@ -224,13 +233,13 @@ async def _add(context: JobContext, new: NewRequests, requests: Sequence[_Reques
         new.count += 1
         new.bytes += len(request.line)
         new.at_most_usd = add_usd(new.at_most_usd, request.sent.at_most_usd)
-    if lost_units:
-        give_back = partial(job_tables.give_back, job=job, units=lost_units, at=context.run.clock.now())
+    if unused_units:
+        give_back = partial(job_tables.give_back, job=job, units=unused_units, at=context.run.clock.now())
         await store.change(give_back, new.record.cells)
 
 
 async def _leave_to_others(context: JobContext, queued: QueuedBatch, taken: frozenset[Key]) -> None:
-    """Queue the prompts of a batch that no other run has in flight, and wait for the others."""
+    """Queue the prompts of a batch that are not `taken`, and defer the others."""
     rest = tuple(item for item in queued.batch.items if item.key not in taken)
     if rest:
         context.queue.put(replace(queued, batch=replace(queued.batch, items=rest)))
@@ -240,7 +249,7 @@ async def _leave_to_others(context: JobContext, queued: QueuedBatch, taken: froz
 
 
 async def discard(context: JobContext, job: bytes) -> None:
-    """Forget a job that was not created, and have its prompts asked again."""
+    """Remove a job that was not created from the store, and queue its prompts again."""
     records = await context.store.read(partial(job_tables.read_jobs, jobs=[job]))
     if not records:
         return
@@ -248,4 +257,4 @@ async def discard(context: JobContext, job: bytes) -> None:
     forget = partial(job_tables.discard, job=job, states=("preparing", "creating"))
     if await context.store.change(forget, records[0].cells):
         for call in calls:
-            context.requeue(batch_of(call)[0])
+            context.requeue(to_batch(call)[0])

@@ -1,4 +1,4 @@
-"""What all parts of a run that asks by batch jobs share, and the batches that wait for a job."""
+"""The context that all parts of a run by batch jobs share, and the queue of batches."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from ondine_core.types.values import Batch, Item, Key
 
 @dataclass(frozen=True, slots=True)
 class QueuedBatch:
-    """A batch that waits for a job, and how many jobs have ended without running it."""
+    """A batch in the queue, and how many jobs have ended without running it."""
 
     batch: Batch
     not_run: int = 0
 
 
 class BatchQueue:
-    """Batches that wait for a job: first those to be asked again, then new ones, whose prompts are made when needed.
+    """The queue of batches for jobs: first batches to ask again, then the `fresh` ones, which are made lazily.
 
-    `rows` is the number of prompts in the `fresh` batches; `find_items` makes those prompts of some keys that are in
-    the table.
+    `rows` is the number of prompts in the queue. `find_items` renders the prompts of those keys that are in the table.
     """
 
     def __init__(
@@ -44,8 +43,8 @@ class BatchQueue:
     def take(self) -> QueuedBatch | None:
         """The next batch, `None` if there is none."""
         if self._requeued:
-            keys, how = self._requeued.popleft()
-            queued: QueuedBatch | None = read_batch(how, self.find_items(keys).values())[0]
+            keys, written = self._requeued.popleft()
+            queued: QueuedBatch | None = read_batch(written, self.find_items(keys).values())[0]
         else:
             batch = next(self._fresh, None)
             queued = None if batch is None else QueuedBatch(batch)
@@ -54,17 +53,17 @@ class BatchQueue:
         return queued
 
     def put(self, *queued: QueuedBatch) -> None:
-        """Queue batches behind those that are queued already."""
+        """Queue batches to ask again, after others of this kind and before fresh ones."""
         self._requeued.extend(map(_pack, queued))
-        self.rows += sum(len(one.batch.items) for one in queued)
+        self.rows += sum(len(batch.batch.items) for batch in queued)
 
     def put_back(self, queued: Sequence[QueuedBatch]) -> None:
-        """Have batches asked before all others, in this order."""
+        """Queue batches before all others, in this order."""
         self._requeued.extendleft(map(_pack, reversed(queued)))
-        self.rows += sum(len(one.batch.items) for one in queued)
+        self.rows += sum(len(batch.batch.items) for batch in queued)
 
     def drain(self) -> Iterator[Batch]:
-        """All that is left."""
+        """Take all batches."""
         while (queued := self.take()) is not None:
             yield queued.batch
 
@@ -74,26 +73,25 @@ def _pack(queued: QueuedBatch) -> tuple[tuple[Key, ...], bytes]:
 
 
 def write_batch(queued: QueuedBatch, strategy: str) -> bytes:
-    """How a batch was put together, as a store keeps it; its prompts' texts are not in it."""
+    """Convert a batch and the name of its strategy to JSON for the store, without its prompts."""
     batch = queued.batch
-    how = (batch.attempt, batch.repairs_left, batch.complaint, batch.ids, strategy, queued.not_run)
-    return orjson.dumps(how)
+    return orjson.dumps((batch.attempt, batch.repairs_left, batch.complaint, batch.ids, strategy, queued.not_run))
 
 
-def read_batch(kept: bytes, prompts: Iterable[Item]) -> tuple[QueuedBatch, str]:
-    """A batch as `write_batch` wrote it, and the name of its strategy."""
-    attempt, repairs_left, complaint, ids, strategy, not_run = orjson.loads(kept)
+def read_batch(written: bytes, prompts: Iterable[Item]) -> tuple[QueuedBatch, str]:
+    """Parse what `write_batch` wrote: a batch, here of `prompts`, and the name of its strategy."""
+    attempt, repairs_left, complaint, ids, strategy, not_run = orjson.loads(written)
     return QueuedBatch(Batch(tuple(prompts), repairs_left, attempt, complaint, tuple(ids)), not_run), strategy
 
 
-def batch_of(call: CallStarted, items: Mapping[Key, Item] = MappingProxyType({})) -> tuple[QueuedBatch, str]:
+def to_batch(call: CallStarted, items: Mapping[Key, Item] = MappingProxyType({})) -> tuple[QueuedBatch, str]:
     """The batch that a request of a job carries, and the name of its strategy; prompts not in `items` have no text."""
     return read_batch(call.batch or b"", (items.get(key) or Item(key, "") for key in call.keys))
 
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What all parts of a run that asks by batch jobs share."""
+    """The context that all parts of a run by batch jobs share."""
 
     run: RunContext
     api: JobApi
@@ -102,22 +100,22 @@ class JobContext:
     queue: BatchQueue
 
     def requeue(self, queued: QueuedBatch) -> None:
-        """Have those prompts of a batch asked again that are in the table."""
+        """Queue those prompts of a batch again that are in the table."""
         batch = self.release(queued.batch)
         if batch.items:
             self.queue.put(replace(queued, batch=batch))
 
     def release(self, batch: Batch) -> Batch:
-        """Those prompts of a batch that are in the table; no job has them in flight any more."""
+        """Record that no job has the prompts of a batch in flight; returns those that are in the table."""
         items = tuple(item for item in batch.items if item.key in self.run.first)
         for item in items:
             self.run.others.in_jobs.pop(item.key, None)
         return replace(batch, items=items)
 
 
-def choose_strategy_of(name: str, batch: Batch, policy: Policy) -> BatchStrategy:
-    """The strategy by which a batch was sent, which the definition may have replaced meanwhile."""
+def find_strategy(name: str, batch: Batch, policy: Policy) -> BatchStrategy:
+    """Find the strategy by which a batch was sent; the task may have another one now."""
     if len(batch.items) == 1:
         return ONE_PER_CALL
-    # By a strategy that is gone a reply cannot be read, and its prompts are asked again in smaller batches.
+    # If the strategy does not exist any more, the reply cannot be read, and the batch is asked again in halves.
     return policy.strategy if name == policy.strategy.name else STRATEGIES.get(name, policy.strategy)

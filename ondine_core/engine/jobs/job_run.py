@@ -1,7 +1,7 @@
-"""A run by batch jobs: submits jobs, waits for them, reads them, and returns what is left for live calls.
+"""A run by batch jobs: submits jobs, waits for them, reads them, and returns the batches left for live calls.
 
-Every step is in the store before the next one begins, so a later run continues where this one ends: because the time to
-wait is over, or because it is killed.
+Every step is stored before the next one begins. So if the time to wait is over, or the run is killed, a later run
+continues where this one ended.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from ondine_core.types.job_record import JobRecord, JobWait
 from ondine_core.types.values import Batch
 
 _FIRST_PAUSE_S, _MAX_PAUSE_S, _PAUSE_FACTOR = 1.0, 60.0, 1.5
-"""Between two looks at the jobs."""
+"""The first and the longest pause between two requests for the status of jobs, and the factor of its growth."""
 _CANCEL_S = 1800.0
-"""How long a cancelled job is waited for; OpenAI allows for ten minutes."""
+"""Maximum time to wait for a cancelled job; OpenAI documents ten minutes."""
 _LOST_S = 120.0
-"""How long the provider must not know a job before it is given up: a new one is not visible everywhere immediately."""
+"""Time for which the provider must not know a job before it is given up, since a new job is not visible at once."""
 _FULL_PAUSE_S = 60.0
 """Pause before another job is submitted when the account's limit on jobs is reached."""
 _LOOK_UP_AT_ONCE = 1000
@@ -50,7 +50,7 @@ _LOOK_UP_AT_ONCE = 1000
 class JobRun:
     """Asks the prompts of one table by batch jobs.
 
-    Unless it `submits`, it only reads jobs that have prompts of the table.
+    Unless `submits`, it only reads jobs that have prompts of the table in flight.
     """
 
     context: JobContext
@@ -66,13 +66,13 @@ class JobRun:
         return self.context.run
 
     async def ask(self) -> Iterator[Batch]:
-        """Ask all that waits; returns the batches that are left for live calls.
+        """Ask all queued batches; returns the batches that are left for live calls.
 
         Raises:
-            JobsUnderWayError: Jobs have not ended in the time that there is to wait.
+            JobsUnderWayError: Jobs have not ended within `Policy.batch_wait_s`.
             BudgetExhaustedError: The next request does not fit into the budgets.
-            ProviderError: No job can be submitted or read; all answers so far are kept.
-            StoreError: Something cannot be kept.
+            ProviderError: No job can be submitted or read; all answers so far are stored.
+            StoreError: The store failed.
         """
         wait_until = self._run.clock.elapsed() + self._run.policy.batch_wait_s
         try:
@@ -99,12 +99,12 @@ class JobRun:
 
     @property
     def _has_enough(self) -> bool:
-        """Whether what waits makes a job."""
+        """Whether enough rows are queued for a job, and jobs are still submitted."""
         rows = self.context.queue.rows
         return self.submits and self._cancelled_at is None and rows >= self._run.policy.batch_min_rows
 
     async def _submit_jobs(self, folder: Path) -> None:
-        """Submit jobs until too little waits for another one, the money is spent, or the account is full."""
+        """Submit jobs until too few rows are queued for another one, or a budget or the account is full."""
         while self._has_enough and self._run.clock.elapsed() >= self._full_until:
             new = await build(self.context, folder, self._max_requests)
             try:
@@ -117,13 +117,13 @@ class JobRun:
             budgets = self._run.runtime.budgets
             if new.lacks_units is None or budgets is None:
                 continue
-            if self._run.others.in_jobs:  # whose rest comes back
+            if self._run.others.in_jobs:  # these jobs will give back a part of their reservations
                 return
             held = partial(job_tables.is_held_by_jobs, cells=budgets.cells, units=new.lacks_units)
             if await self.context.store.change(held, tuple(budgets.cells)):
                 self._full_until = self._run.clock.elapsed() + _FULL_PAUSE_S
                 return
-            # Calls of other runs hold it: they give it back, or the budget is exhausted.
+            # Calls of other runs hold the rest: wait until they give it back, or the budget is exhausted.
             await budgets.settle(await budgets.hold(usd_of(new.lacks_units)), usd_of(0))
 
     async def _submit(self, new: NewRequests) -> None:
@@ -143,7 +143,7 @@ class JobRun:
             self._run.runtime.on_job(f"Batch job {new.record.marker}: {new.count:,} requests submitted to {model!r}.")
 
     def _note_full(self, requests: int, retry_after_s: float | None = None) -> None:
-        """The account has too much under way, or a job was too large: the next one is smaller, and comes later."""
+        """Make the next job smaller and later, since the account is full or a job was too large."""
         self._max_requests = max(1, min(self._max_requests, requests) // 2)
         wait_s = _FULL_PAUSE_S if retry_after_s is None else retry_after_s
         self._full_until = self._run.clock.elapsed() + wait_s
@@ -151,7 +151,7 @@ class JobRun:
     # -- waiting ---------------------------------------------------------------------------------------------------
 
     async def _find_jobs(self) -> list[JobRecord]:
-        """The jobs that have prompts of the table; of those that are closed by now the prompts are looked up again."""
+        """The open jobs that have prompts of the table in flight; prompts of closed jobs are looked up again."""
         jobs = set(self._run.others.in_jobs.values())
         records = await self.context.store.read(partial(job_tables.read_jobs, jobs=sorted(jobs))) if jobs else []
         for job in jobs - {record.job for record in records}:
@@ -159,7 +159,7 @@ class JobRun:
         return records
 
     async def _advance(self, jobs: Sequence[JobRecord]) -> bool:
-        """Find out about every job, and read those that have ended; whether there were any."""
+        """Ask for the status of every job, and read those that have ended; returns whether there were any."""
         any_read = False
         for record in jobs:
             if record.job_id is None:
@@ -184,16 +184,16 @@ class JobRun:
         return any_read
 
     def _report_status(self, record: JobRecord, status: JobStatus) -> None:
-        """Say how far a job is, if that has changed."""
+        """Report the progress of a job, if it has changed."""
         if (status.state, status.done) != (record.status, record.done):
             done = f"{status.done:,} of {record.requests:,} requests done"
             self._run.runtime.on_job(f"Batch job {record.marker} ({record.job_id}): {status.state}, {done}.")
 
     async def _lose(self, record: JobRecord, error: JobLostError) -> bool:
-        """Give up a job that the provider has not known for a while; whether it was given up.
+        """Give up a job that the provider has not known for `_LOST_S`; returns whether it was given up.
 
         Raises:
-            FatalError: It may be known to another account.
+            FatalError: The job was submitted by another account.
         """
         now = self._run.clock.elapsed()
         since = self._lost_since.setdefault(record.job, now)
@@ -209,30 +209,31 @@ class JobRun:
         return True
 
     async def _release(self, job: bytes) -> None:
-        """Look up prompts that a job does not have any more and that have no outcome here."""
+        """Look up the prompts that are left of a closed job."""
         in_jobs = self._run.others.in_jobs
-        keys = [key for key, one in in_jobs.items() if one == job]
+        keys = [key for key, holder in in_jobs.items() if holder == job]
         for key in keys:
             del in_jobs[key]
         for start in range(0, len(keys), _LOOK_UP_AT_ONCE):
             items = self.context.queue.find_items(keys[start : start + _LOOK_UP_AT_ONCE])
             await self._take(await self._run.others.look(tuple(items.values())))
 
-    async def _take(self, looked: LookupResult) -> None:
-        self._run.reuse(looked.found)
-        self._run.others.defer(looked.held)
-        self.context.queue.put(*map(QueuedBatch, self.context.pack(looked.free)))
+    async def _take(self, lookup: LookupResult) -> None:
+        """Reuse outcomes that were found, defer held prompts, and queue free ones."""
+        self._run.reuse(lookup.found)
+        self._run.others.defer(lookup.held)
+        self.context.queue.put(*map(QueuedBatch, self.context.pack(lookup.free)))
 
     async def _wait(self, jobs: Sequence[JobRecord], wait_until: float) -> None:
-        """Wait until it is time to look again; jobs are cancelled when answers are wanted by now.
+        """Pause before the next request for the status of jobs; cancel the jobs if their deadline has passed.
 
         Raises:
             JobsUnderWayError: The time to wait is over.
         """
         clock = self._run.clock
-        # A job's own time may be earlier than this run's, which began later.
-        times = [self._run.policy.answer_by, *(record.answer_by for record in jobs)]
-        answer_by = min((at for at in times if at is not None), default=None)
+        # The deadline of a job may be earlier than that of this run, which began later.
+        deadlines = [self._run.policy.answer_by, *(record.answer_by for record in jobs)]
+        answer_by = min((at for at in deadlines if at is not None), default=None)
         self._check_deadline(answer_by)
         if self._cancelled_at is not None:
             wait_until = self._cancelled_at + _CANCEL_S
@@ -246,14 +247,14 @@ class JobRun:
         self._pause_s = min(_PAUSE_FACTOR * self._pause_s, _MAX_PAUSE_S)
 
     def _check_deadline(self, answer_by: float | None) -> None:
-        """From `answer_by` on no job is submitted, open jobs are cancelled, and the rest is asked by live calls."""
+        """From `answer_by` on, submit no job, cancel open jobs, and leave the rest to live calls."""
         clock = self._run.clock
         if answer_by is not None and clock.now() >= answer_by and self._cancelled_at is None:
             self._cancelled_at = clock.elapsed()
             self._pause_s = _FIRST_PAUSE_S
 
     async def _cancel(self, jobs: Sequence[JobRecord]) -> None:
-        """Have jobs cancelled; one that cannot be asked for now is cancelled later."""
+        """Ask the provider to cancel jobs; if a request fails, it is made again later."""
         for record in jobs:
             if record.job_id is not None and record.state == "submitted":
                 with suppress(ProviderError):
@@ -269,8 +270,8 @@ class JobRun:
                 f"a budget; {rows:,} rows have no answer yet. Run again later, by hand or by batch_sensor.",
                 rows_left=rows,
             )
-        found = partial(job_tables.read_jobs, jobs=[record.job for record in jobs])
-        jobs = await self.context.store.read(found)  # with the state that the provider has just reported
+        read = partial(job_tables.read_jobs, jobs=[record.job for record in jobs])
+        jobs = await self.context.store.read(read)  # with the status that the provider has just reported
         requests = sum(record.requests for record in jobs)
         done = sum(record.done for record in jobs)
         return JobsUnderWayError(
@@ -283,7 +284,7 @@ class JobRun:
         )
 
     async def _note_wait(self) -> None:
-        """Keep in the store that the materialization waits for its jobs."""
+        """Record in the store that the materialization waits for its jobs."""
         jobs = sorted(set(self._run.others.in_jobs.values()))
         run = self._run
         if run.origin.asset:

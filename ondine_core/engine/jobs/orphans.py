@@ -1,6 +1,6 @@
-"""Reads batch jobs for which no run waits any more: since they were submitted, prompt, model or rows have changed.
+"""Reads batch jobs for which no run waits any more, because prompt, model or rows have changed since.
 
-What they cost becomes known then, what they hold of budgets is released, and their answers are kept.
+This records their cost, releases their budget reservations, and stores their answers.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ondine_core.store.origins import find_definition
 from ondine_core.types.job_record import JobRecord
 
 _MAX_S = 60.0
-"""How long jobs of which a run needs nothing may delay it; the next run reads the others."""
+"""Maximum time for which a run reads such jobs; the next run reads the others."""
 
 
 async def read_orphans(run: RunContext) -> None:
-    """Read those jobs of the asset that have ended and for which neither this run nor another one waits.
+    """Read the jobs of the asset that have ended and for which no run waits.
 
-    Without an asset nothing is kept of who waits, so a job may be that of another program.
+    Without an asset, nothing is read: the store does not record waits then, so another program may wait for a job.
     """
     store = run.runtime.store
     if not isinstance(store, Store) or run.runtime.connect_jobs is None or not run.origin.asset:
@@ -49,7 +49,7 @@ async def read_orphans(run: RunContext) -> None:
             continue
         context = JobContext(reading, api, store, lambda _: iter(()), BatchQueue(iter(()), 0, lambda _: {}))
         is_own = model == run.task.model.model
-        jobs = [one for one in orphans if one.model == model and (is_own or one.account == api.account)]
+        jobs = [record for record in orphans if record.model == model and (is_own or record.account == api.account)]
         try:
             await _read_all(context, jobs, until)
         finally:
@@ -75,12 +75,13 @@ async def _read_all(context: JobContext, jobs: Sequence[JobRecord], until: float
 
 
 def _without_rows(run: RunContext, model: str) -> RunContext:
-    """`run` without rows, since the table has none of the jobs', and with the prices of `model`."""
+    """A copy of `run` without rows, since the jobs have none of the table, and with `model` and its prices."""
     run = replace(run, first={})
     if model == run.task.model.model:
         return run
     spec = another_model(run.task.model, model)
-    task, emitter = replace(run.task, model=spec), run.runtime.emitter
+    task = replace(run.task, model=spec)
+    emitter = run.runtime.emitter
     endpoint = replace(emitter.endpoint, model=model.partition("/")[2])
     tracker = CostTracker(None, tier_prices={} if find_unpriced_part(spec) else find_tier_prices(spec))
     return replace(
@@ -93,7 +94,8 @@ def _without_rows(run: RunContext, model: str) -> RunContext:
 
 
 def _find_orphans(database: Database, run: RunContext) -> list[JobRecord]:
-    own, waited_for = run.origin, set(run.others.in_jobs.values())
+    own = run.origin
+    waited_for = set(run.others.in_jobs.values())
     for wait in job_tables.read_waits(database):
         if (wait.origin.asset, wait.origin.partition) != (own.asset, own.partition):
             waited_for.update(wait.jobs)
@@ -117,7 +119,7 @@ async def _read(context: JobContext, record: JobRecord) -> None:
 
 
 def _has_same_output(database: Database, run: RunContext, record: JobRecord) -> bool:
-    """Whether the answers of a job are those of an output that is declared as that of the run."""
+    """Whether the task of a job declares the same output as the run, so that its answers can be parsed."""
     if record.task == run.others.own.task:
         return True
     definition = find_definition(database, record.task)

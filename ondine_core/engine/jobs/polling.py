@@ -1,4 +1,4 @@
-"""Asks a provider how far jobs are, and keeps what it says in the store."""
+"""Asks a provider for the status of jobs, and records it in the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ondine_core.types.job_record import JobRecord
 
 
 async def ask_status(api: JobApi, store: Store, record: JobRecord, now: float) -> JobStatus:
-    """Ask the provider for the state of a job whose id is known, and record it in the store.
+    """Ask the provider for the status of a job whose id is known, and record it in the store.
 
     Raises:
         JobLostError: The account has no such job.
@@ -35,10 +35,10 @@ async def ask_status(api: JobApi, store: Store, record: JobRecord, now: float) -
 
 
 async def poll_jobs(api: JobApi, store: Store, jobs: Sequence[bytes]) -> bool:
-    """Whether a run would find something to do for these jobs: each has ended, is gone, is to be cancelled or unclear.
+    """Whether a run is needed: each of the jobs has ended, is lost or has no id, or one has passed its deadline.
 
     Raises:
-        FatalError: The provider cannot be asked with this key.
+        FatalError: The provider refuses this key.
     """
     now = time()
     records = await store.read(partial(job_tables.read_jobs, jobs=list(jobs)))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ondine_core.batching.strategy import encode
 from ondine_core.engine.encoding import EncodedBatch
 from ondine_core.engine.interpreting import BatchResult
-from ondine_core.engine.jobs.context import JobContext, QueuedBatch, batch_of, choose_strategy_of
+from ondine_core.engine.jobs.context import JobContext, QueuedBatch, find_strategy, to_batch
 from ondine_core.engine.settlement import charge_call, end_batch, finish_call
 from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
 from ondine_core.providers.charges import check_usage
@@ -27,13 +27,13 @@ _MAX_NOT_RUN = 3
 
 
 async def read_job(context: JobContext, record: JobRecord, status: JobStatus, *, parses: bool = True) -> None:
-    """Settle all requests of a job, and close it; unless it `parses`, only their costs are kept.
+    """Settle all requests of a job, and close it; unless `parses`, only their costs are recorded.
 
     Raises:
-        JobLostError: There are no results any more.
-        FatalError: No request can succeed; all answers so far are kept.
-        ProviderError: The results cannot be had at present; what was read is kept.
-        StoreError: They cannot be kept.
+        JobLostError: The provider has no results.
+        FatalError: No request can succeed; all answers so far are stored.
+        ProviderError: The results cannot be read at present; those read so far are stored.
+        StoreError: They cannot be stored.
     """
     reading = _ResultReader(context, record, parses)
     waiting: dict[int, JobReply] = {}
@@ -65,7 +65,7 @@ async def write_off(context: JobContext, record: JobRecord) -> None:
 
 
 async def _close(context: JobContext, record: JobRecord, state: JobState) -> None:
-    """End a job; requests without an outcome may have been billed, and are asked again."""
+    """Close a job; requests without an outcome may have been billed, and are asked again."""
     rest = await context.store.read(partial(job_tables.read_calls, job=record.job))
     close = partial(job_tables.close, job=record.job, state=state, at=context.run.clock.now())
     if await context.store.change(close, record.cells) is None:
@@ -74,11 +74,11 @@ async def _close(context: JobContext, record: JobRecord, state: JobState) -> Non
         context.run.run_state.tracker.sent()
         context.run.run_state.tracker.lost(call.at_most_usd)
         context.run.unseen.update(call.keys)
-        _ask_again(context, batch_of(call)[0])
+        _ask_again(context, to_batch(call)[0])
 
 
 def _ask_again(context: JobContext, queued: QueuedBatch) -> None:
-    """Have a batch asked again that a job ended without running, unless that has happened too often."""
+    """Queue a batch again that a job ended without running; it fails if that has happened `_MAX_NOT_RUN` times."""
     not_run = queued.not_run + 1
     if not_run < _MAX_NOT_RUN:
         context.requeue(replace(queued, not_run=not_run))
@@ -88,7 +88,7 @@ def _ask_again(context: JobContext, queued: QueuedBatch) -> None:
 
 
 class _SettledRequest(NamedTuple):
-    """The ledger entry of a request, the reply and usage to charge, and what reports it to observers."""
+    """The ledger entry of a request, the reply and usage to charge, and a function that reports it to observers."""
 
     finished: CallFinished
     reply: Reply | RefusedError | None = None
@@ -98,11 +98,13 @@ class _SettledRequest(NamedTuple):
 
 @dataclass(slots=True)
 class _ResultReader:
-    """The results of one job while they are read.
+    """Reads the results of one job.
 
-    Unless it `parses`, replies are no answers to what this run asks, and only their costs are kept.
-    `aliens` counts results of other jobs; `fatal` says why no request can succeed, and `was_full` whether the job was
-    not run since the account had too much under way.
+    Attributes:
+        parses: Whether the replies answer what this run asks; otherwise only their costs are recorded.
+        aliens: Number of results of other jobs.
+        fatal: Why no request can succeed, if so.
+        was_full: Whether the job was not run since the account had too many requests in jobs.
     """
 
     context: JobContext
@@ -128,7 +130,7 @@ class _ResultReader:
             await self._settle([(call, replies[job_tables.number_in_job(call)].outcome) for call in calls])
 
     async def settle_rest(self, status: JobStatus) -> None:
-        """Settle requests without a result, where that tells that they were not billed."""
+        """Settle the requests without a result, if the provider does not bill them."""
         if status.bills_silence:
             return
         rest = await self.context.store.read(partial(job_tables.read_calls, job=self.record.job))
@@ -147,36 +149,39 @@ class _ResultReader:
             self.fatal = FatalError(f"The provider refused a batch job of {model!r}: {about_all[0].message}")
 
     async def _settle(self, outcomes: Sequence[tuple[CallStarted, Reply | ProviderError | None]]) -> None:
-        """Store what became of some requests, and settle their prompts if they are in the table."""
-        context, run = self.context, self.context.run
+        """Store the outcomes of requests, and settle their prompts if they are in the table."""
+        context = self.context
+        run = context.run
         items = context.queue.find_items([key for call, _ in outcomes for key in call.keys])
         requests = [self._settle_one(call, outcome, items) for call, outcome in outcomes]
         settled = [request.finished for request in requests]
         keep = partial(job_tables.settle_replies, job=self.record.job, settled=settled, at=run.clock.now())
-        noted = await context.store.change(keep, self.record.cells)
-        tracker = run.run_state.tracker
-        for one, reply, usage, report in requests:
-            if one.sent.call in noted:  # or another run has read and counted it meanwhile
-                tracker.sent()
-                charge_call(partial(tracker.answered, one.sent.stage), one.sent, reply, usage, "batch")
+        newly_settled = await context.store.change(keep, self.record.cells)
+        state = run.run_state
+        for finished, reply, usage, report in requests:
+            if finished.sent.call in newly_settled:
+                state.tracker.sent()
+                count = partial(state.tracker.answered, finished.sent.stage)
+                charge_call(count, finished.sent, reply, usage, "batch")
                 report()
-            else:
-                run.runtime.emitter.rows_failed((failure, run.run_state.rows_of(key)) for key, failure in one.failures)
-        own: list[tuple[Key, Outcome]] = []
-        for one in settled:
-            own += [(key, answer) for key, answer in one.answers if key in run.first]
-            own += [(key, failure) for key, failure in one.failures if key in run.first]
-        for key, _ in own:
+            else:  # another run has read and counted it
+                run.runtime.emitter.rows_failed((failure, state.rows_of(key)) for key, failure in finished.failures)
+        in_table: list[tuple[Key, Outcome]] = []
+        for finished in settled:
+            in_table += [(key, answer) for key, answer in finished.answers if key in run.first]
+            in_table += [(key, failure) for key, failure in finished.failures if key in run.first]
+        for key, _ in in_table:
             run.others.in_jobs.pop(key, None)
-        run.run_state.settle(own)
-        run.run_state.report_progress()
+        state.settle(in_table)
+        state.report_progress()
 
     def _settle_one(
         self, call: CallStarted, outcome: Reply | ProviderError | None, items: Mapping[Key, Item]
     ) -> _SettledRequest:
-        """Settle one request, of which nothing is counted yet; prompts without an outcome are queued again."""
-        context, run = self.context, self.context.run
-        queued, strategy_name = batch_of(call, items)
+        """Make the entry of one request, without counting it; prompts without an outcome are queued again."""
+        context = self.context
+        run = context.run
+        queued, strategy_name = to_batch(call, items)
         batch = queued.batch
         sent = call._replace(origin=run.origin)
         if isinstance(outcome, FatalError):
@@ -191,12 +196,12 @@ class _ResultReader:
             else:
                 _ask_again(context, queued)
             return _SettledRequest(CallFinished(sent, "refused"))
-        reply, usage = _reply_of(outcome)
+        reply, usage = _to_reply(outcome)
         charge = charge_call(run.run_state.tracker.charge, call, reply, usage, "batch")
         if reply is None:
             _ask_again(context, queued)
             return _SettledRequest(finish_call(run, sent, usage, charge, BatchResult()), reply, usage)
-        strategy = choose_strategy_of(strategy_name, batch, run.policy)
+        strategy = find_strategy(strategy_name, batch, run.policy)
         encoded = EncodedBatch(batch, strategy, encode(strategy, batch, run.task))
         result = run.interpreter.interpret(encoded, reply, charge.usd) if self.parses else BatchResult()
         for retried in result.retry:
@@ -213,8 +218,8 @@ class _ResultReader:
         return _SettledRequest(finish_call(run, sent, usage, charge, result), reply, usage, report)
 
 
-def _reply_of(outcome: Reply | ProviderError) -> tuple[Reply | RefusedError | None, Usage | None]:
-    """What there is to interpret, if anything, and the tokens that were billed (`None`: none)."""
+def _to_reply(outcome: Reply | ProviderError) -> tuple[Reply | RefusedError | None, Usage | None]:
+    """The reply or refusal to interpret, if there is one, and the tokens that were billed, `None` for none."""
     match outcome:
         case Reply():
             usage = check_usage(outcome.usage, outcome.text)
@@ -222,6 +227,6 @@ def _reply_of(outcome: Reply | ProviderError) -> tuple[Reply | RefusedError | No
         case RefusedError():
             return outcome, None if outcome.usage is None else check_usage(outcome.usage, "")
         case InvalidReplyError():
-            # Whether it is billed is not known.
+            # Whether it is billed is unknown.
             return outcome.reply, Usage(is_complete=False)
     return None, Usage(is_complete=False)

@@ -1,8 +1,8 @@
-"""Submits a job exactly once, and finds a job again whose id was not received.
+"""Submits a job exactly once, and finds a job whose id was not received.
 
 The store records the state "creating" before the request that creates a job is sent, and the request carries the job's
 marker. So a job whose id was never received, as after a kill, is looked up by its marker. It counts as never created
-only when the request cannot be on its way any more.
+only when the request cannot arrive any more.
 """
 
 from __future__ import annotations
@@ -21,34 +21,35 @@ from ondine_core.types.processes import Process, has_ended
 from ondine_core.types.protocols import AnswerStore
 
 _ABANDONED_S = 3600.0
-"""After so long a job that is still being prepared is taken to be abandoned, where its process cannot be seen."""
+"""Time after which a job that is still being prepared counts as abandoned, if its process cannot be seen."""
 
 
 async def submit(context: JobContext, new: NewRequests) -> None:
-    """Create a job; whether it was created may not be known then, and is for `recover` to find out.
+    """Create a job at the provider; if it is unknown whether it was created, `recover` finds out later.
 
-    The batches of a job that was not created wait in the queue again.
+    If it was not created, it is removed from the store, and its batches are queued again.
 
     Raises:
-        TransientError: It was not created, and may be later; nothing is kept of it.
-        ProviderError: It cannot be created; nothing is kept of it.
-        StoreError: It cannot be kept.
+        TransientError: It was not created, and may be later.
+        ProviderError: It cannot be created.
+        StoreError: Its state cannot be stored.
     """
-    run, job = context.run, new.record.job
+    run = context.run
+    job = new.record.job
     new_job = NewJob(new.record.marker, new.file, new.count)
 
     async def create(_attempt: int) -> str | None:
         try:
             return await context.api.submit(new_job, partial(_mark_creating, context, new))
         except TransientError as error:
-            if _may_exist(error, await _state_of(context, job)):
+            if _may_exist(error, await _read_state(context, job)):
                 return None
             raise
 
     try:
         job_id = await retry(create, run.policy.retry, run.clock.sleep, run.clock.rng)
     except asyncio.CancelledError:
-        if await asyncio.shield(_state_of(context, job)) == "preparing":
+        if await asyncio.shield(_read_state(context, job)) == "preparing":
             await asyncio.shield(discard(context, job))
         raise
     except ProviderError:
@@ -79,19 +80,19 @@ async def _mark_creating(context: JobContext, new: NewRequests) -> None:
 
 async def _note_id(context: JobContext, job: bytes, job_id: str) -> None:
     now = context.run.clock.now()
-    noted = partial(
+    note = partial(
         job_tables.move, job=job, states=("creating", "submitted"), changed_at=now, state="submitted", job_id=job_id
     )
-    await context.store.change(noted)
+    await context.store.change(note)
 
 
 def _is_abandoned(record: JobRecord, now: float) -> bool:
-    """Whether the process that prepared a job will not go on with it."""
+    """Whether the process that was preparing a job has ended, or seems to have."""
     return has_ended(Process(*record.owner)) or now - record.changed_at > _ABANDONED_S
 
 
 async def forget_abandoned(store: AnswerStore, now: float) -> None:
-    """Forget jobs that were being prepared when their process was killed, and give back their share of budgets."""
+    """Remove jobs that were being prepared when their process was killed, and their budget reservations."""
     if not isinstance(store, Store):
         return
     for record in await store.read(job_tables.read_jobs):
@@ -100,7 +101,9 @@ async def forget_abandoned(store: AnswerStore, now: float) -> None:
 
 
 async def recover(context: JobContext, record: JobRecord) -> None:
-    """Look up a job without an id by its marker, if that can be decided now; one that was never created is forgotten.
+    """Look up a job without an id by its marker, and remove it if it was never created.
+
+    If this cannot be decided yet, nothing changes.
 
     Raises:
         ProviderError: The provider cannot be asked.
@@ -120,6 +123,6 @@ async def recover(context: JobContext, record: JobRecord) -> None:
         await discard(context, record.job)
 
 
-async def _state_of(context: JobContext, job: bytes) -> JobState | None:
+async def _read_state(context: JobContext, job: bytes) -> JobState | None:
     records = await context.store.read(partial(job_tables.read_jobs, jobs=[job], is_open=False))
     return records[0].state if records else None

@@ -1,6 +1,6 @@
-"""A materialization that waits for batch jobs continues in later runs, which draw from its own cap on cost.
+"""Continues a materialization that waits for batch jobs in later runs, which use its budget.
 
-So it needs a store that outlives the process.
+This needs a store that outlives the process.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ondine_core.types.protocols import AnswerStore
 
 
 async def find_wait(store: AnswerStore, origin: Origin) -> JobWait | None:
-    """What the materialization of `origin` waits for; `None` if it does not wait.
+    """The wait of the materialization of `origin`; `None` if it does not wait.
 
-    One whose jobs are all read, and that did not end well, is over; it is forgotten here.
+    If all its jobs have been read, the materialization is over (its last run failed), and the wait is removed.
     """
     if not isinstance(store, Store) or not origin.asset:
         return None
@@ -34,9 +34,9 @@ async def find_wait(store: AnswerStore, origin: Origin) -> JobWait | None:
 
 
 async def continue_materialization(store: AnswerStore, origin: Origin, policy: Policy) -> Policy:
-    """`policy` for a run that continues a materialization that an earlier run began.
+    """Adapt `policy` to a run that continues a materialization that an earlier run began.
 
-    Answers of that run are reused, also if everything is to be asked anew, and its failures are not asked again.
+    Answers since its beginning are reused whatever `reuse_since` is, and its failures are not asked again.
     """
     wait = await find_wait(store, origin)
     if wait is None:
@@ -45,9 +45,9 @@ async def continue_materialization(store: AnswerStore, origin: Origin, policy: P
 
 
 async def end_wait(store: AnswerStore, origin: Origin, *, unless_jobs: bool = False) -> None:
-    """Note that the materialization of `origin` waits no more; with `unless_jobs`, only if no job is under way.
+    """Record that the materialization of `origin` does not wait any more; with `unless_jobs`, only if no job is open.
 
-    The next run is then a materialization of its own, with its own cap on cost.
+    The next run then begins a new materialization, with a new budget.
     """
     wait = await find_wait(store, origin)
     if wait is not None and isinstance(store, Store) and not (unless_jobs and wait.jobs):
@@ -55,7 +55,11 @@ async def end_wait(store: AnswerStore, origin: Origin, *, unless_jobs: bool = Fa
 
 
 def check_store(store: AnswerStore) -> Store:
-    """`store` if it can keep jobs."""
+    """Return `store` if it outlives the process.
+
+    Raises:
+        ConfigError: It does not.
+    """
     if not isinstance(store, Store) or store.location == ":memory:":
         raise ConfigError(
             "tier='batch' needs a store that outlives the process, since a job may be read by another one: set store "
