@@ -40,7 +40,7 @@ _PAUSE_S, _MAX_PAUSE_S = 0.25, 2.0
 
 def _checked(usd: Any) -> Decimal:
     """Return `usd` as a Decimal; a negative amount would raise the cap for all processes."""
-    if not isinstance(usd, Decimal | int) or not Decimal(usd).is_finite() or usd < 0:
+    if not isinstance(usd, Decimal | int) or isinstance(usd, bool) or not Decimal(usd).is_finite() or usd < 0:
         raise ConfigError(f"{usd!r} is not an amount of USD; give a Decimal, 0 or more.")
     return Decimal(usd)
 
@@ -86,8 +86,18 @@ class Budget:
         return (await BudgetSet((self,)).hold(_checked(amount)))[0]
 
     async def settle(self, hold: Reservation, cost: Decimal | None) -> None:
-        """Replace a charge by what the call cost in USD; `None` if that is unknown, 0 if it was refused."""
-        await BudgetSet((self,)).settle((hold,), None if cost is None else _checked(cost))
+        """Replace a charge by what the call cost in USD; `None` if that is unknown, 0 if it was refused.
+
+        Raises:
+            ConfigError: `hold` was settled before, which would return the charges of others, or `cost` is not an
+                amount of USD.
+        """
+        if not isinstance(hold, Reservation):
+            raise ConfigError(f"A {type(hold).__name__} cannot be settled; give the reservation that `hold` returned.")
+        spent = None if cost is None else _checked(cost)
+        if hold.is_settled:
+            raise ConfigError("The reservation is settled already; settle each one once.")
+        await BudgetSet((self,)).settle((hold,), spent)
 
     async def charged(self) -> Decimal:
         """USD spent, plus the maximum cost of the calls in flight."""
@@ -141,6 +151,7 @@ class Budget:
             return write_state(state._replace(warned=units_at[passed[-1]]) if passed else state)
 
         _, settled, *_ = await self.store.update(hold.cell, step)
+        hold.is_settled = True
         self._in_flight -= 1
         self._returned.set()
         for share in passed:

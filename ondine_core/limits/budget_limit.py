@@ -79,9 +79,10 @@ class BudgetLimit:
         return int(self.max_cost_usd / UNIT_USD)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reservation:
     """Units charged to the numbers called `cell` until they are settled there, even if that is on another day."""
 
     cell: str
     units: int
+    is_settled: bool = False

@@ -646,7 +646,7 @@ def test_threshold_warns_again_when_the_cap_is_raised() -> None:
     ]
 
 
-@pytest.mark.parametrize("usd", [Decimal(-1), Decimal("NaN"), Decimal("Infinity"), 0.5, "1", None])
+@pytest.mark.parametrize("usd", [Decimal(-1), Decimal("NaN"), Decimal("Infinity"), 0.5, "1", True, None])
 def test_no_amount_is_refused_and_changes_nothing(usd: Any) -> None:
     """A negative one would raise the cap of all who share it."""
 
@@ -657,6 +657,23 @@ def test_no_amount_is_refused_and_changes_nothing(usd: Any) -> None:
             with pytest.raises(ConfigError, match="is not an amount of USD; give a Decimal, 0 or more"):
                 await act(usd)
         assert await mine.remaining() == Decimal("0.6")
+
+    run_virtually(main)
+
+
+def test_reservation_is_settled_once() -> None:
+    """Settling it again would return what others have reserved, and the cap would not hold."""
+
+    async def main(clock: Clock) -> None:
+        mine = budget(BudgetLimit(Decimal(1), "team", "ever"), WatchedStore(), clock)
+        hold = await mine.hold(Decimal("0.4"))
+        await mine.settle(hold, Decimal("0.3"))
+        with pytest.raises(ConfigError, match="settled already"):
+            await mine.settle(hold, None)
+        wrong: Any = await mine.charged()
+        with pytest.raises(ConfigError, match="A Decimal cannot be settled; give the reservation"):
+            await mine.settle(wrong, None)
+        assert await mine.charged() == Decimal("0.3")
 
     run_virtually(main)
 
