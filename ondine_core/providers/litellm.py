@@ -52,6 +52,7 @@ from ondine_core.providers.settings import (
     first_set,
     setting_of,
 )
+from ondine_core.providers.surcharges import find_vertex_location
 from ondine_core.providers.tiers import tier_fields
 from ondine_core.providers.usage import stated_usd_in, stated_usd_of
 from ondine_core.types.protocols import ChatModel
@@ -84,6 +85,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
 }
 """The variables in which litellm looks for keys of these providers; checking them here needs no import of litellm."""
+_AWS_REGION = ("AWS_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION")
 _BY_IDENTITY = ("bedrock", "sagemaker", "vertex_ai")
 """Providers that take signed calls or short-lived tokens of an identity instead of a key."""
 
@@ -116,6 +118,12 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
         name = reserved[0]
         raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")
     extra_headers(spec, ())
+    given = {**spec.params, **spec.settings}
+    if given.get("aws_profile_name") and not given.get("aws_region_name") and first_set(_AWS_REGION) is None:
+        raise ConfigError(
+            "settings: aws_profile_name needs aws_region_name: litellm does not read the region of a profile, "
+            "and would call another one."
+        )
     if spec.base_url is not None:
         check_address(spec.base_url)
     return _LiteLLM(spec, _key(spec), name)
@@ -155,6 +163,9 @@ class _LiteLLM:
         fixed = {"temperature": spec.temperature, "max_tokens": spec.max_output_tokens}
         self._fixed = {name: value for name, value in fixed.items() if value is not None} | dict(spec.request_params)
         settings = {name: value for name, value in spec.settings.items() if name != "structured_output"}
+        self._location = find_vertex_location(spec) if spec.dialect == "vertex_ai" else None
+        if self._location is not None:
+            settings["vertex_location"] = self._location
         self._options = {**settings, "api_base": spec.base_url, "api_key": key, "num_retries": 0, "max_retries": 0}
         self._library = LoadedOnce(self._load, lambda library: library.client.close())
 
@@ -205,6 +216,13 @@ class _LiteLLM:
             raise FatalError(
                 f"litellm {version('litellm')} does not know the provider of {self._spec.model!r}."
             ) from error
+        regions = litellm.model_cost.get(self._spec.model, {}).get("supported_regions")
+        if self._location is not None and regions and self._location not in regions:
+            raise FatalError(
+                f"vertex_location={self._location!r}: litellm would call {self._spec.model!r} in {regions[0]!r} "
+                f"instead, since it knows the model in {', '.join(map(repr, regions))} only; set one of these, or take "
+                "another model."
+            )
         supported = litellm.get_supported_openai_params(model, custom_llm_provider=provider) or ()
         chosen = self._spec.settings.get("structured_output")
         sends_schemas = chosen == "json_schema" if chosen else "response_format" in supported

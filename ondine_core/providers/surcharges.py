@@ -19,7 +19,8 @@ _OPENAI_HOSTS: Mapping[str, str] = {
     "gov.api.openai.com": "fedramp_uplift_multiplier",
 }
 _VERTEX = "regional_endpoint_uplift_multiplier"
-_VERTEX_LOCATION = ("VERTEXAI_LOCATION", "VERTEX_LOCATION")
+# Those of litellm, of Google's package and of Anthropic's.
+_VERTEX_LOCATION = ("VERTEXAI_LOCATION", "VERTEX_LOCATION", "GOOGLE_CLOUD_LOCATION", "CLOUD_ML_REGION")
 _TOKEN_PRICES = ("input", "output", "cached_input", "reasoning", "cache_write", "cache_write_1h")
 
 
@@ -36,9 +37,14 @@ def _surcharge_name(spec: ModelSpec) -> str | None:
         return _OPENAI_HOSTS.get(urlsplit(find_address(spec) or "").hostname or "")
     if spec.dialect == "vertex_ai":
         # Without a location litellm uses a regional endpoint.
-        location = spec.settings.get("vertex_location") or first_set(_VERTEX_LOCATION)
-        return None if str(location).lower() == "global" else _VERTEX
+        return None if (find_vertex_location(spec) or "").lower() == "global" else _VERTEX
     return None
+
+
+def find_vertex_location(spec: ModelSpec) -> str | None:
+    """The location at which Vertex AI is asked, by `spec` or a variable; `None` if litellm chooses one."""
+    given = spec.settings.get("vertex_location") or spec.params.get("vertex_location")
+    return str(given) if given else first_set(_VERTEX_LOCATION)
 
 
 def add_surcharge(price: Price, factor: Decimal) -> Price:

@@ -113,10 +113,14 @@ def test_wrong_definition_is_refused(spec: dict[str, Any], message: str) -> None
         by_litellm(ModelSpec(CLAUDE, api_key=KEY, **spec))
 
 
-def test_settings_are_those_of_the_provider() -> None:
+def test_settings_are_those_of_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials that are not a key are settings of the providers that use them."""
+    for name in ("AWS_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
     connect(ModelSpec("bedrock/claude", settings={"aws_region_name": "us-east-1", "aws_profile_name": "p"}))
     connect(ModelSpec("vertex_ai/gemini", settings={"vertex_project": "p", "vertex_location": "l"}))
+    with pytest.raises(ConfigError, match="aws_profile_name needs aws_region_name"):  # it would ask in us-west-2
+        connect(ModelSpec("bedrock/claude", settings={"aws_profile_name": "p"}))
     with pytest.raises(ConfigError, match=r"valid are .*aws_region_name"):
         connect(ModelSpec("bedrock/claude", settings={"aws_regoin_name": "us-east-1"}))
 

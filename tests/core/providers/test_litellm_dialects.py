@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from typing import Any
 
 import pytest
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ondine_core import FatalError, ModelSpec, RefusedError, Reply, TransientError, Usage
 from ondine_core.providers.litellm import connect_litellm
@@ -100,3 +103,60 @@ def test_status_decides_in_every_dialect(model: str, status: int, kind: type[Exc
     assert getattr(caught.value, "retry_after_s", 7.0) == 7.0
     assert len(provider.seen) == 1
     assert "sentinel" not in str(caught.value)
+
+
+# -- locations of Vertex AI ----------------------------------------------------------------------------------------
+
+
+class VertexProvider(AnyProvider):
+    """Gives tokens as well."""
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/token":
+            return web.json_response({"access_token": "t", "expires_in": 3600, "token_type": "Bearer"})
+        return await super()._handle(request)
+
+
+def google_account(address: str) -> str:
+    """A service account whose tokens are from `address`."""
+    key = rsa.generate_private_key(65537, 2048)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    account = {"type": "service_account", "project_id": "shop", "client_email": "a@shop", "private_key": pem}
+    return json.dumps({**account, "token_uri": f"{address}/token"})
+
+
+@pytest.mark.parametrize("variable", [None, "VERTEX_LOCATION", "GOOGLE_CLOUD_LOCATION", "CLOUD_ML_REGION"])
+def test_vertex_is_asked_at_the_location_of_other_packages(
+    variable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Google's and Anthropic's packages have variables that litellm does not read: it would ask in the USA."""
+    pytest.importorskip("google.auth")
+    import_litellm()
+    for name in ("VERTEXAI_LOCATION", "VERTEX_LOCATION", "GOOGLE_CLOUD_LOCATION", "CLOUD_ML_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    settings: dict[str, str] = {"vertex_project": "shop"}
+    if variable is None:
+        settings["vertex_location"] = "europe-west1"
+    else:
+        monkeypatch.setenv(variable, "europe-west1")
+    with VertexProvider(GEMINI) as provider:
+        address = provider.base_url.removesuffix("/v1")
+        settings["vertex_credentials"] = google_account(address)
+        spec = ModelSpec("vertex_ai/gemini-2.5-flash", base_url=address, settings=settings)
+        one_call(connect_litellm(spec, "gemini-2.5-flash"), call=CALL)
+    ((request, _),) = provider.seen
+    assert "/locations/europe-west1/" in request.path
+
+
+def test_location_that_litellm_would_replace_is_refused() -> None:
+    """It would call the model elsewhere, and say so in its log only, which is off."""
+    import_litellm()
+    litellm = importlib.import_module("litellm")
+    model, regions = next(
+        (name, facts["supported_regions"])
+        for name, facts in litellm.model_cost.items()
+        if name.startswith("vertex_ai/") and facts.get("supported_regions") and facts.get("mode") == "chat"
+    )
+    spec = ModelSpec(model, settings={"vertex_location": "europe-nowhere1"})
+    with pytest.raises(FatalError, match=f"'europe-nowhere1': litellm would call '{model}' in '{regions[0]}' instead"):
+        one_call(connect_litellm(spec, model.partition("/")[2]), call=CALL)

@@ -185,7 +185,7 @@ def test_regional_endpoint_costs_what_the_list_adds_for_it(
     model: str, spec: dict[str, Any], dearer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All tokens, of long prompts too, at every tier; without a location litellm asks Vertex AI in a region."""
-    for name in ("VERTEXAI_LOCATION", "VERTEX_LOCATION"):
+    for name in ("VERTEXAI_LOCATION", "VERTEX_LOCATION", "GOOGLE_CLOUD_LOCATION", "CLOUD_ML_REGION"):
         monkeypatch.delenv(name, raising=False)
     usage = Usage(400_000, 1000, 500, 100, 2000)
     for tier, price in find_tier_prices(ModelSpec(model, **spec)).items():
