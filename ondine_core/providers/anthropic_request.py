@@ -23,6 +23,7 @@ from ondine_core.providers.settings import (
     check_header,
     check_root,
     check_settings,
+    environment_headers,
     extra_headers,
     first_set,
     is_own_address,
@@ -42,7 +43,7 @@ _TOOL_USE = "Takes the answer."
 
 _ADDRESS = "https://api.anthropic.com"
 _ADDRESSES, _KEYS = ("ANTHROPIC_API_BASE", "ANTHROPIC_BASE_URL"), ("ANTHROPIC_API_KEY",)
-_TOKENS = ("ANTHROPIC_AUTH_TOKEN",)
+_TOKENS, _CUSTOM_HEADERS = ("ANTHROPIC_AUTH_TOKEN",), "ANTHROPIC_CUSTOM_HEADERS"
 _API_VERSION = "2023-06-01"
 """Later versions refuse `temperature`, even for models that have one."""
 _SETTINGS = ("api_version", "drop_params", "extra_headers", "structured_output")
@@ -79,10 +80,12 @@ def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
 
 
 def further_headers(spec: ModelSpec) -> Mapping[str, str]:
-    """The headers of every call beside the key: the version of the API, and those of the settings."""
+    """The headers of every call beside the key: the version of the API, and those of environment and settings."""
     version = str(spec.settings.get("api_version") or _API_VERSION)
     check_header("api_version", version)
-    return {"anthropic-version": version, **extra_headers(spec, find_anthropic_key(spec))}
+    key_headers = find_anthropic_key(spec)
+    own = environment_headers(_CUSTOM_HEADERS, key_headers) if is_own_address(spec, _ADDRESS) else {}
+    return {"anthropic-version": version, **own, **extra_headers(spec, key_headers)}
 
 
 # -- fields --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ take an ordinary chat-completions request; the others are called through litellm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from ondine_core.providers.settings import (
     check_header,
     check_root,
     check_settings,
+    environment_headers,
     extra_headers,
     first_set,
     is_own_address,
@@ -43,6 +44,7 @@ class Server:
         needs_key: Whether it requires a key.
         subset: The part of JSON schema that its strict mode supports.
         headers: Further headers, and the variables that may hold the value of each.
+        custom_headers: The variable that may hold any further headers, a line each.
     """
 
     base_url: str | None
@@ -52,6 +54,7 @@ class Server:
     needs_key: bool = True
     subset: SchemaSubset = ALL
     headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    custom_headers: str | None = None
 
 
 _TOGETHER = ("TOGETHER_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHERAI_API_KEY", "TOGETHER_AI_TOKEN")
@@ -69,6 +72,7 @@ SERVERS: Mapping[str, Server] = {
         ("OPENAI_API_KEY",),
         ("OPENAI_BASE_URL", "OPENAI_API_BASE"),
         headers=_OPENAI_HEADERS,
+        custom_headers="OPENAI_CUSTOM_HEADERS",
     ),
     # Its schemas (https://ai.google.dev/api/caching#Schema) lack these keywords; they are put into descriptions.
     "gemini": Server(
@@ -136,7 +140,8 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
     limit_field = limit_field_of(spec, name, is_renamed=is_openai)
     form = RequestForm(_structure(spec, server), server.subset, limit_field)
     key = _key(spec, server)
-    headers = {**_own_headers(spec, server), **extra_headers(spec, ("authorization",) if key else ())}
+    key_headers = ("authorization",) if key else ()
+    headers = {**_own_headers(spec, server, key_headers), **extra_headers(spec, key_headers)}
     return ServerAccess(base_url, key, headers, form)
 
 
@@ -191,14 +196,18 @@ def _key(spec: ModelSpec, server: Server) -> str | None:
     return key
 
 
-def _own_headers(spec: ModelSpec, server: Server) -> dict[str, str]:
+def _own_headers(spec: ModelSpec, server: Server, key_headers: Sequence[str]) -> dict[str, str]:
     """The headers of the environment, which go to the provider only."""
     headers: dict[str, str] = {}
+    if not is_own_address(spec, server.base_url):
+        return headers
     for header, variables in server.headers.items():
         value = first_set(variables)
-        if value is not None and is_own_address(spec, server.base_url):
+        if value is not None:
             check_header(variables[0], value)
             headers[header] = value
+    if server.custom_headers is not None:
+        headers |= environment_headers(server.custom_headers, key_headers)
     return headers
 
 

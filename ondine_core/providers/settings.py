@@ -150,18 +150,29 @@ def extra_headers(spec: ModelSpec, key_headers: Collection[str]) -> dict[str, st
         raise ConfigError(
             f"settings: extra_headers is a {type(extra).__name__}; it must be a mapping of names to texts."
         )
+    return _check_headers(extra, "settings: extra_headers", key_headers)
+
+
+def environment_headers(variable: str, key_headers: Collection[str]) -> dict[str, str]:
+    """The headers in an environment variable, a line each, as OpenAI's and Anthropic's packages read them."""
+    lines = (line.partition(":") for line in os.environ.get(variable, "").split("\n"))
+    given = {name.strip(): value.strip() for name, colon, value in lines if colon}
+    return _check_headers(given, variable, key_headers)
+
+
+def _check_headers(given: Mapping[Any, Any], source: str, key_headers: Collection[str]) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for given, value in extra.items():
-        name = str(given).lower()
+    for given_name, value in given.items():
+        name = str(given_name).lower()
         if name in map(str.lower, key_headers):
-            raise ConfigError(f"settings: extra_headers: the header {name!r} has the key; set api_key instead.")
+            raise ConfigError(f"{source}: the header {name!r} has the key; set api_key instead.")
         if name in _HEADERS_OF_A_CALL:
-            raise ConfigError(f"settings: extra_headers: the header {name!r} differs from call to call; leave it out.")
+            raise ConfigError(f"{source}: the header {name!r} differs from call to call; leave it out.")
         if not _HEADER_NAME.fullmatch(name):
-            raise ConfigError(f"settings: extra_headers: {name!r} is not the name of a header.")
+            raise ConfigError(f"{source}: {name!r} is not the name of a header.")
         if not isinstance(value, str):
-            raise ConfigError(f"settings: extra_headers[{name!r}] is a {type(value).__name__}; it must be a text.")
-        check_header(f"extra_headers[{name!r}]", value)
+            raise ConfigError(f"{source}[{name!r}] is a {type(value).__name__}; it must be a text.")
+        check_header(f"{source}[{name!r}]", value)
         headers[name] = value
     return headers
 

@@ -109,6 +109,41 @@ def test_regional_address_gets_key_and_organization_of_the_environment(
     )
 
 
+with_custom_headers = pytest.mark.parametrize(
+    ("model", "prefix"), [("openai/small", "OPENAI"), ("anthropic/claude-haiku-4-5", "ANTHROPIC")]
+)
+
+
+@with_custom_headers
+def test_headers_of_the_environment_go_to_the_provider_only(
+    model: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with the provider's package, in lines; the settings override them."""
+    monkeypatch.setenv(f"{prefix}_CUSTOM_HEADERS", "X-Team: shop\nX-Cost: a:b\nno header")
+    monkeypatch.setenv(f"{prefix}_API_KEY", KEY)
+    settings = {"extra_headers": {"x-team": "data"}}
+    with SERVERS[model]() as provider:
+        one_call(connect(spec_for(model, provider, settings=settings)), call=CALL)
+        monkeypatch.setenv(f"{prefix}_BASE_URL", provider.base_url)
+        one_call(connect(ModelSpec(model, settings=settings)), call=CALL)
+    elsewhere, there = (
+        {name.lower(): text for name, text in asked.headers.items()} for asked in provider.ledger.requests
+    )
+    assert (elsewhere["x-team"], elsewhere.get("x-cost")) == ("data", None)
+    assert (there["x-team"], there["x-cost"]) == ("data", "a:b")
+
+
+@with_custom_headers
+def test_wrong_header_of_the_environment_is_refused(model: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of the variable."""
+    monkeypatch.setenv(f"{prefix}_API_KEY", KEY)
+    monkeypatch.setenv(f"{prefix}_CUSTOM_HEADERS", "X-Request-Id: mine")
+    with pytest.raises(
+        ConfigError, match=f"{prefix}_CUSTOM_HEADERS: the header 'x-request-id' differs from call to call"
+    ):
+        connect(ModelSpec(model))
+
+
 def test_key_variables_have_the_order_of_googles_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another order would let another account pay; litellm has the same."""
     monkeypatch.setenv("GEMINI_API_KEY", "gemini")
