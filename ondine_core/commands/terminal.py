@@ -148,7 +148,9 @@ def write_lines(lines: Sequence[tuple[str, str]]) -> None:
 
 def show_usd(usd: Decimal | None, at_most_calls: int) -> str:
     """An amount, with `<=` if calls are included at their maximum cost."""
-    return "?" if usd is None else f"{'<= ' if at_most_calls else ''}{usd:,.6f}"
+    if usd is None:
+        return "?"
+    return f"<= {usd:,.6f}" if at_most_calls else f"{usd:,.6f}"
 
 
 def show_asset(origin: Origin) -> str:

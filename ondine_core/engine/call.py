@@ -215,16 +215,16 @@ class Caller:
         """Record the call in the ledger, unless other runs have prompts of it in flight."""
         run, others = self._run, self._run.others
         sent = CallStarted(
-            others.own.run + next(self._numbers).to_bytes(8),  # a number takes less time than a random id
-            run.origin,
-            run.task.model.model,
-            pending.reason,
-            pending.keys,
-            run.clock.now(),
-            bound_usd,
-            others.own.task if pending.keep else b"",
-            others.is_shared,
-            others.has_unreadable(pending.keys),
+            call=others.own.run + next(self._numbers).to_bytes(8),  # a number takes less time than a random id
+            origin=run.origin,
+            model=run.task.model.model,
+            stage=pending.reason,
+            keys=pending.keys,
+            sent_at=run.clock.now(),
+            at_most_usd=bound_usd,
+            task=others.own.task if pending.keep else b"",
+            is_shared=others.is_shared,
+            is_unanswered=others.has_unreadable(pending.keys),
         )
         try:
             taken = await run.runtime.store.send(sent)

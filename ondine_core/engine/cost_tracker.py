@@ -155,13 +155,13 @@ class CostTracker:
         else:
             total = UsageTotals(usd=Decimal(0) if self._price else None)
         return Spend(
-            self._calls,
-            self._answered,
-            self._unknown,
-            total.usage,
-            total.usd,
-            dict(self._stages),
-            total.at_most_calls,
-            self._unknown_usd,
-            self._cache_saved_usd,
+            calls=self._calls,
+            answered=self._answered,
+            unknown=self._unknown,
+            usage=total.usage,
+            usd=total.usd,
+            stages=dict(self._stages),
+            at_most_calls=total.at_most_calls,
+            unknown_usd=self._unknown_usd,
+            cache_saved_usd=self._cache_saved_usd,
         )

@@ -57,28 +57,32 @@ async def run(
         TransientError: The provider stayed unreachable; answers so far are stored.
         StoreError: Answers cannot be stored.
     """
-    clock, store = options.clock, runtime.store
-    started, started_at = clock.elapsed(), clock.now()
+    clock = options.clock
+    store = runtime.store
+    started = clock.elapsed()
+    started_at = clock.now()
     preprocess_stats = PreprocessStats()
     keys, first = await find_prompts(task, columns, options.policy, preprocess_stats.note)
     runtime.emitter.rows_failed((key, 1) for key in keys if isinstance(key, Failure))
     run_state = _new_state(keys, runtime, options, lambda: clock.elapsed() - started)
     context = RunContext(
-        task,
-        columns,
-        first,
-        runtime,
-        options.policy,
-        options.origin,
-        options.budget_run or options.origin.run,
-        clock,
-        _other_runs(task, runtime, options),
-        Interpreter(task, options.policy, options.policy.context_window or find_window(task.model), clock.now),
-        run_state,
-        started_at,
+        task=task,
+        columns=columns,
+        first=first,
+        runtime=runtime,
+        policy=options.policy,
+        origin=options.origin,
+        budget_run=options.budget_run or options.origin.run,
+        clock=clock,
+        others=_other_runs(task, runtime, options),
+        interpreter=Interpreter(
+            task, options.policy, options.policy.context_window or find_window(task.model), clock.now
+        ),
+        run_state=run_state,
+        started_at=started_at,
     )
-    named = runtime.limiter.requests_per_s if runtime.limiter else None
-    limits = AdaptiveConcurrency(max_in_flight(runtime, options.policy), clock.elapsed(), named)
+    named_per_s = runtime.limiter.requests_per_s if runtime.limiter else None
+    limits = AdaptiveConcurrency(max_in_flight(runtime, options.policy), clock.elapsed(), named_per_s)
     asker = Asker(context, AdmissionQueue(limits, clock.elapsed, clock.sleep))
     calibrated: CalibrationResult | None = None
     stopped_by: OndineError | None = None
@@ -102,17 +106,17 @@ async def run(
         finally:
             run_state.report_progress()
     return Report(
-        Outcomes(keys, run_state.outcomes, make_restorer(task.prompt, columns)),
-        task.schema.names,
-        run_state.progress,
-        len(first),
-        sorted(run_state.latencies_s),
-        tuple(limits.history),
-        await store.audit(options.origin.run, options.origin.asset),
-        calibrated,
-        stopped_by,
-        preprocess_stats if task.prompt.preparation else None,
-        {column.name: column.json_schema for column in task.schema.columns},
+        outcomes=Outcomes(keys, run_state.outcomes, make_restorer(task.prompt, columns)),
+        columns=task.schema.names,
+        progress=run_state.progress,
+        prompts=len(first),
+        latencies_s=sorted(run_state.latencies_s),
+        concurrency=tuple(limits.history),
+        audit=await store.audit(options.origin.run, options.origin.asset),
+        calibrated=calibrated,
+        stopped_by=stopped_by,
+        preprocess_stats=preprocess_stats if task.prompt.preparation else None,
+        json_schemas={column.name: column.json_schema for column in task.schema.columns},
     )
 
 

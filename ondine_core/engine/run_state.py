@@ -40,8 +40,10 @@ class RunState:
         self._copies = copies
         self._elapsed_s = elapsed_s
         self._on_progress = on_progress
-        self._unaskable, self._skipped = unaskable, skipped
-        self._done, self._failed = unaskable + skipped, unaskable
+        self._unaskable = unaskable
+        self._skipped = skipped
+        self._done = unaskable + skipped
+        self._failed = unaskable
         self._reused = 0
         self._reused_usd: Decimal | None = Decimal(0)
         self.any_answer = False
@@ -83,13 +85,13 @@ class RunState:
     def progress(self) -> Progress:
         """The counts so far."""
         return Progress(
-            self._rows,
-            self._done,
-            self._reused,
-            self._failed,
-            self.tracker.spend,
-            self._elapsed_s(),
-            self._unaskable,
-            self._skipped,
-            self._reused_usd,
+            rows_total=self._rows,
+            rows_done=self._done,
+            rows_reused=self._reused,
+            rows_failed=self._failed,
+            spend=self.tracker.spend,
+            elapsed_s=self._elapsed_s(),
+            rows_unaskable=self._unaskable,
+            rows_skipped=self._skipped,
+            reused_usd=self._reused_usd,
         )

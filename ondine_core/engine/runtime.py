@@ -118,13 +118,13 @@ async def open_runtime(
         origin = wait.origin if wait else replace(options.origin, run=options.budget_run or options.origin.run)
         budgets = BudgetSet(tuple(_budget(cap, spec, store, options, origin) for cap in caps))
     return Runtime(
-        model,
-        store,
-        price,
-        max_output_tokens,
-        limiter,
-        budgets,
-        counter(spec.listed_as),
+        model=model,
+        store=store,
+        price=price,
+        max_output_tokens=max_output_tokens,
+        limiter=limiter,
+        budgets=budgets,
+        count=counter(spec.listed_as),
         tier_prices=None if options.price else listed,
         on_warning=options.on_warning,
         on_job=options.on_job,

@@ -41,14 +41,14 @@ def finish_call(
     """Make the ledger entry of a finished call, with its outcomes."""
     unseen = run.unseen
     return CallFinished(
-        sent,
-        "refused" if usage is None else "answered",
-        usage or Usage(),
-        charge.usd,
-        result.answers,
-        result.failures,
-        sum(key in unseen for key, _ in result.answers) if unseen else 0,
-        run.policy.reuse_since,
+        sent=sent,
+        outcome="refused" if usage is None else "answered",
+        usage=usage or Usage(),
+        usd=charge.usd,
+        answers=result.answers,
+        failures=result.failures,
+        paid_twice=sum(key in unseen for key, _ in result.answers) if unseen else 0,
+        reuse_since=run.policy.reuse_since,
         at_most=charge.at_most,
         replies=result.replies,
     )

@@ -106,7 +106,10 @@ class Asker:
 
     async def _work(self, part: _Part) -> None:
         stop = self._run.stop
-        while stop.error is None and (batch := await self._next(part)) is not None:
+        while stop.error is None:
+            batch = await self._next(part)
+            if batch is None:
+                return
             stack = [batch]
             while stack and stop.error is None:
                 stack.extend(await self._ask(stack.pop(), part))

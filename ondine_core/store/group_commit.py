@@ -214,8 +214,12 @@ class Store:
     def _write(self, entries: Sequence[Entry], write: _Write) -> list[Any] | None:
         if not entries:
             return None
-        names = {entry.name for entry in entries if isinstance(entry, Update)}
-        names |= {name for entry in entries if isinstance(entry, Change) for name in entry.names}
+        names = set[str]()
+        for entry in entries:
+            if isinstance(entry, Update):
+                names.add(entry.name)
+            elif isinstance(entry, Change):
+                names.update(entry.names)
         try:
             updated = write(lambda: ledger_rows.write_entries(self._database, entries), names)
         except Exception as error:  # noqa: BLE001  (the waiters of the group raise it)

@@ -213,11 +213,11 @@ def read_audit(database: Database, run: str, asset: str | None = None) -> Audit:
         rows = database.select(_AUDIT_OF_ASSET, 2 * [clean(run), clean(asset)])
     sums: dict[str, list[int]] = {outcome: amounts for outcome, *amounts in rows}
     return Audit(
-        _to_totals(sums.get("answered")),
-        _to_totals(sums.get("refused")),
-        _to_totals(sums.get("unseen")),
-        sum(int(amounts[-1]) for amounts in sums.values()),
-        _to_totals(sums.get("in_jobs")),
+        answered=_to_totals(sums.get("answered")),
+        refused=_to_totals(sums.get("refused")),
+        unknown=_to_totals(sums.get("unseen")),
+        paid_twice=sum(int(amounts[-1]) for amounts in sums.values()),
+        in_jobs=_to_totals(sums.get("in_jobs")),
     )
 
 

@@ -152,14 +152,21 @@ def read_size(database: Database) -> Size:
     """Count what `database` holds."""
 
     def read() -> Size:
-        answers, oldest, newest = database.select(
+        ((answers, oldest, newest),) = database.select(
             "SELECT COUNT(*), MIN(answered_at), MAX(answered_at) FROM ondine.answers"
-        )[0]
+        )
         ((failures,),) = database.select("SELECT COUNT(*) FROM ondine.failures")
         ((calls, job_requests),) = database.select("SELECT COUNT(*), COUNT(batch) FROM ondine.calls")
-        jobs = len(read_jobs(database))
-        unknown = calls - job_requests
-        return Size(answers, failures, unknown, database.measure(), oldest, newest, jobs, job_requests)
+        return Size(
+            answers=answers,
+            failures=failures,
+            unknown=calls - job_requests,
+            bytes=database.measure(),
+            oldest=oldest,
+            newest=newest,
+            jobs=len(read_jobs(database)),
+            job_requests=job_requests,
+        )
 
     return database.read(read)
 

@@ -43,20 +43,23 @@ class Spend:
             for stage in dict.fromkeys((*self.stages, *other.stages))
         }
         return Spend(
-            self.calls + other.calls,
-            self.answered + other.answered,
-            self.unknown + other.unknown,
-            self.usage + other.usage,
-            add_usd(self.usd, other.usd),
-            stages,
-            self.at_most_calls + other.at_most_calls,
-            add_usd(self.unknown_usd, other.unknown_usd),
-            self.cache_saved_usd + other.cache_saved_usd,
+            calls=self.calls + other.calls,
+            answered=self.answered + other.answered,
+            unknown=self.unknown + other.unknown,
+            usage=self.usage + other.usage,
+            usd=add_usd(self.usd, other.usd),
+            stages=stages,
+            at_most_calls=self.at_most_calls + other.at_most_calls,
+            unknown_usd=add_usd(self.unknown_usd, other.unknown_usd),
+            cache_saved_usd=self.cache_saved_usd + other.cache_saved_usd,
         )
 
     def __str__(self) -> str:
         """The cost in words."""
-        cost = "of unknown cost" if self.usd is None else f"{'at most ' if self.at_most_calls else ''}${self.usd:.4f}"
+        if self.usd is None:
+            cost = "of unknown cost"
+        else:
+            cost = f"at most ${self.usd:.4f}" if self.at_most_calls else f"${self.usd:.4f}"
         if not self.unknown:
             return cost
         lost = "an unknown amount" if self.unknown_usd is None else f"at most ${self.unknown_usd:.4f}"
@@ -135,15 +138,15 @@ class Progress:
         if spent.usd is None and not (spent.answered or spent.unknown):
             spent = replace(spent, usd=Decimal(0))  # refused calls cost nothing, whatever the price is
         return Progress(
-            self.rows_total,
-            self.rows_done - rest.rows_total + rest.rows_done,
-            self.rows_reused + rest.rows_reused,
-            self.rows_failed - rest.rows_total + rest.rows_failed,
-            spent + rest.spend,
-            self.elapsed_s + rest.elapsed_s,
-            self.rows_unaskable + rest.rows_unaskable,
-            self.rows_skipped + rest.rows_skipped,
-            add_usd(self.reused_usd, rest.reused_usd),
+            rows_total=self.rows_total,
+            rows_done=self.rows_done - rest.rows_total + rest.rows_done,
+            rows_reused=self.rows_reused + rest.rows_reused,
+            rows_failed=self.rows_failed - rest.rows_total + rest.rows_failed,
+            spend=spent + rest.spend,
+            elapsed_s=self.elapsed_s + rest.elapsed_s,
+            rows_unaskable=self.rows_unaskable + rest.rows_unaskable,
+            rows_skipped=self.rows_skipped + rest.rows_skipped,
+            reused_usd=add_usd(self.reused_usd, rest.reused_usd),
         )
 
 

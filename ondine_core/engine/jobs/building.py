@@ -123,15 +123,15 @@ async def _begin(context: JobContext) -> JobRecord:
     budgets = context.run.runtime.budgets
     now = context.run.clock.now()
     record = JobRecord(
-        urandom(8),
-        context.run.others.own.task,
-        context.run.origin,
-        context.run.task.model.model,
-        context.api.account,
-        this_process(),
-        now,
-        context.run.policy.answer_by,
-        tuple(budgets.cells if budgets else ()),
+        job=urandom(8),
+        task=context.run.others.own.task,
+        origin=context.run.origin,
+        model=context.run.task.model.model,
+        account=context.api.account,
+        owner=this_process(),
+        created_at=now,
+        answer_by=context.run.policy.answer_by,
+        cells=tuple(budgets.cells if budgets else ()),
         changed_at=now,
     )
     await context.store.change(partial(job_tables.write, record=record))
@@ -190,14 +190,14 @@ def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, e
     keys = tuple(item.key for item in queued.batch.items)
     bound_usd = run.run_state.tracker.bound(call)
     sent = CallStarted(
-        new.record.job + number.to_bytes(8),
-        run.origin,
-        run.task.model.model,
-        reason_of(queued.batch, again=queued.not_run > 0),
-        keys,
-        run.clock.now(),
-        bound_usd,
-        run.others.own.task,
+        call=new.record.job + number.to_bytes(8),
+        origin=run.origin,
+        model=run.task.model.model,
+        stage=reason_of(queued.batch, again=queued.not_run > 0),
+        keys=keys,
+        sent_at=run.clock.now(),
+        at_most_usd=bound_usd,
+        task=run.others.own.task,
         is_shared=True,
         # With `reuse_since`, older answers are not reused, and must not keep a request from being sent.
         is_unanswered=run.policy.reuse_since > 0 or run.others.has_unreadable(keys),

@@ -35,8 +35,9 @@ from ondine_core.store.budget_state import usd_of
 from ondine_core.types.job_record import JobRecord, JobWait
 from ondine_core.types.values import Batch
 
-_FIRST_PAUSE_S, _MAX_PAUSE_S, _PAUSE_FACTOR = 1.0, 60.0, 1.5
-"""The first and the longest pause between two requests for the status of jobs, and the factor of its growth."""
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 60.0
+"""The first and the longest pause between two requests for the status of jobs."""
+_PAUSE_FACTOR = 1.5
 _CANCEL_S = 1800.0
 """Maximum time to wait for a cancelled job; OpenAI documents ten minutes."""
 _LOST_S = 120.0
