@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import count
+from typing import Any
 
 from ondine_core.engine.cached_prefix import CachedPrefixes
 from ondine_core.engine.interpreting import BatchResult
@@ -21,6 +22,7 @@ from ondine_core.engine.provider_health import ProviderHealth
 from ondine_core.engine.run_context import RunContext
 from ondine_core.engine.settlement import NO_CHARGE, charge_call, finish_call
 from ondine_core.errors import (
+    ConfigError,
     FatalError,
     InvalidReplyError,
     ProviderError,
@@ -35,6 +37,7 @@ from ondine_core.providers.context_window import TOKENS_A_MESSAGE
 from ondine_core.providers.prompt_cache import find_cache_rule, prefix_of
 from ondine_core.store.budget_state import usd_of
 from ondine_core.telemetry.emitter import BatchObserver
+from ondine_core.types.field_types import check_types
 from ondine_core.types.ledger import CallFinished, CallReason, CallStarted
 from ondine_core.types.values import Call, Key, Reply, Usage
 
@@ -75,6 +78,17 @@ class PendingCall:
     took_s: float = 0.0
     ending: CallOutcome | None = None
     retry_after_s: float = 0.0
+
+
+def _checked(reply: Any) -> Reply:
+    """Return the reply of a model, which may be the user's own and return anything."""
+    if not isinstance(reply, Reply):
+        raise ConfigError(f"The model returned a {type(reply).__name__} instead of a Reply.")
+    usage: Any = reply.usage
+    parts = (reply.text, str), (reply.finish_reason, str), (usage, Usage | None)
+    if not all(isinstance(part, kind) for part, kind in parts):
+        check_types(replace(reply, usage=Usage()) if usage is None else reply, ConfigError)
+    return reply
 
 
 class Caller:
@@ -283,7 +297,7 @@ class Caller:
         elapsed = self._run.clock.elapsed
         began = elapsed()
         try:
-            return await self._run.runtime.model(pending.call)
+            return _checked(await self._run.runtime.model(pending.call))
         except TransientError as error:
             if error.cause == "capacity" and pending.call.tier == "standard":
                 error.cause = None  # there is no other capacity to wait for

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import polars as pl
@@ -17,14 +17,17 @@ import pytest
 
 from ondine_core import (
     Answer,
+    Call,
     ConfigError,
     ModelSpec,
     Options,
     Origin,
     Policy,
     Price,
+    Reply,
     Report,
     ScriptedModel,
+    Usage,
     enrich,
     enrich_sync,
 )
@@ -329,6 +332,42 @@ def test_object_that_is_no_model_is_refused() -> None:
     """An object without the protocol's attributes is refused before any call, and named."""
     with pytest.raises(ConfigError, match="lacks 'max_concurrency'"):
         enrich_sync([{"a": 1}], prompt="{a}", output="b", model=object())
+
+
+class OwnModel:
+    """A model of the user's that returns always the same."""
+
+    max_concurrency = max_batch_size = None
+
+    def __init__(self, reply: Any) -> None:
+        self.reply, self.calls = reply, 0
+
+    async def __call__(self, _: Call) -> Any:
+        self.calls += 1
+        return self.reply
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ("positive", "The model returned a str instead of a Reply"),
+        (Reply(cast("str", None)), "text of Reply is a NoneType; give a text"),
+        (Reply("x", finish_reason=cast("str", None)), "finish_reason of Reply is a NoneType; give a text"),
+        (Reply("x", cast("Usage", {"input_tokens": 3})), "usage of Reply is a dict; give Usage"),
+    ],
+    ids=str,
+)
+def test_own_model_that_returns_no_reply_is_an_error_in_words(reply: Any, message: str) -> None:
+    """The first call ends the run; a reply without usage is one."""
+    model: Any = OwnModel(reply)
+    with pytest.raises(ConfigError, match=message):
+        enrich_sync([{"a": 1}], prompt="{a}", output="b", model=model)
+    assert model.calls == 1
+    fine: Any = OwnModel(Reply("x", cast("Usage", None)))
+    assert enrich_sync([{"a": 1}], prompt="{a}", output="b", model=fine).column("b") == ["x"]
 
 
 def test_scripted_models_of_different_names_share_no_answers(tmp_path: Path) -> None:
