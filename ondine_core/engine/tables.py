@@ -46,7 +46,7 @@ def read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict[
     except TypeError:
         raise ConfigError(
             f"A {type(table).__name__} is not a table; give a pandas, polars or pyarrow frame (collect lazy ones), "
-            "a mapping of column to values, or a list of mappings."
+            f"a mapping of column to values, or a list of mappings{_wrong_item(table)}."
         ) from None
     index = nw.maybe_get_index(frame)  # only pandas has one
     for name in wanted:
@@ -54,6 +54,13 @@ def read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict[
             raise ConfigError(f"{name!r} is the index of the rows and no column; reset_index() makes it one.")
     columns = {name: _values(frame.get_column(name)) for name in wanted if name in frame.columns}
     return tuple(frame.columns), len(frame), columns
+
+
+def _wrong_item(table: Any) -> str:
+    """Which item of a list is no mapping, for an error; its value is not shown."""
+    items = table if isinstance(table, list) else []
+    wrong = ((at, type(row).__name__) for at, row in enumerate(items) if not isinstance(row, Mapping))
+    return next((f"; item {at} of yours is a {kind}" for at, kind in wrong), "")
 
 
 def _read_columns(

@@ -105,6 +105,7 @@ def test_non_table_is_refused_by_type(table: Any) -> None:
     [
         ({"table": {"text": 7}}, "they are 'text': int"),
         ({"table": {"text": "a", "id": [1]}}, "they are 'text': str, 'id': 1"),
+        ({"table": [{"text": "a"}, None]}, "a list of mappings; item 1 of yours is a NoneType"),
         ({"model": ScriptedModel}, "model=ScriptedModel is a class; give an instance"),
         ({"options": {"store": "answers.db"}}, "options is a dict; give options=Options"),
     ],
