@@ -238,7 +238,7 @@ class Caller:
             at_most_usd=bound_usd,
             task=others.own.task if pending.keep else b"",
             is_shared=others.is_shared,
-            is_unanswered=others.has_unreadable(pending.keys),
+            ignores_answers=others.has_unreadable(pending.keys),
         )
         try:
             taken = await run.runtime.store.send(sent)

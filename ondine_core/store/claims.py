@@ -111,7 +111,7 @@ def claim(database: Database, sent: Mapping[int, CallStarted]) -> dict[int, froz
         database.hold(_lock_name(task))
     database.run_many(_CLAIM, sorted(wanted.items()))
     calls = sorted(call.call for call in claiming.values())
-    maybe_answered = sorted({key for call in claiming.values() for key in call.keys if not call.is_unanswered})
+    maybe_answered = sorted({key for call in claiming.values() for key in call.keys if not call.ignores_answers})
     all_claimed = database.has(_FIND_CLAIMED, calls, sum(len(call.keys) for call in claiming.values()))
     if all_claimed and (not maybe_answered or database.has(_FIND_ANSWERED, maybe_answered, 0)):
         return dict.fromkeys(claiming, frozenset())

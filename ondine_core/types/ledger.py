@@ -65,7 +65,8 @@ class CallStarted(NamedTuple):
         task: Id of everything that is asked except the texts of prompts: only calls of the same task can carry the same
             prompts. Empty for a call that repeats known prompts on purpose.
         is_shared: Whether another run of the same task is known, now or since this run began.
-        is_unanswered: Whether the store has just been found to have no answer to the prompts.
+        ignores_answers: Whether the call leaves although the store may have answers to its prompts, since they cannot
+            be read or are not reused.
         batch: How the prompts of a request of a batch job were put together, so that its reply can be read later.
     """
 
@@ -78,7 +79,7 @@ class CallStarted(NamedTuple):
     at_most_usd: Decimal | None = None
     task: bytes = b""
     is_shared: bool = False
-    is_unanswered: bool = False
+    ignores_answers: bool = False
     batch: bytes | None = None
 
 

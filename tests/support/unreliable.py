@@ -187,7 +187,7 @@ class MemoryStore:
         await asyncio.sleep(self._commit_s)
         taken: frozenset[Key] | None = None
         if sent.task and (sent.is_shared or self.last_run.get(sent.task) != sent.call[:8]):
-            known = self.answers if not sent.is_unanswered else {}
+            known = self.answers if not sent.ignores_answers else {}
             held = {key for key, claim in (await self.get_claims(sent.keys)).items() if claim.run != sent.call[:8]}
             taken = frozenset(key for key in sent.keys if key in known or key in held)
         if not taken:

@@ -199,8 +199,7 @@ def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, e
         at_most_usd=bound_usd,
         task=run.others.own.task,
         is_shared=True,
-        # With `reuse_since`, older answers are not reused, and must not keep a request from being sent.
-        is_unanswered=run.policy.reuse_since > 0 or run.others.has_unreadable(keys),
+        ignores_answers=run.policy.reuse_since > 0 or run.others.has_unreadable(keys),
         batch=write_batch(replace(queued, batch=encoded.batch), encoded.strategy.name),
     )
     line = context.api.write(call, f"{new.record.marker}-{number}") + b"\n"
