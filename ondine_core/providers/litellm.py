@@ -85,6 +85,8 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
 }
 """The variables in which litellm looks for keys of these providers; checking them here needs no import of litellm."""
+_TAGS = {"bedrock/": "requestMetadata", "vertex_ai/gemini": "labels"}
+"""The request fields for tags on the bill, where litellm leaves `metadata` out."""
 _AWS_REGION = ("AWS_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION")
 _BY_IDENTITY = ("bedrock", "sagemaker", "vertex_ai")
 """Providers that take signed calls or short-lived tokens of an identity instead of a key."""
@@ -118,6 +120,11 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
         name = reserved[0]
         raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")
     extra_headers(spec, ())
+    for prefix, field in _TAGS.items():
+        if "metadata" in spec.params and spec.model.startswith(prefix):
+            raise ConfigError(
+                f"params: litellm does not send 'metadata' to {spec.model!r}; set the API's field {field!r}."
+            )
     given = {**spec.params, **spec.settings}
     if given.get("aws_profile_name") and not given.get("aws_region_name") and first_set(_AWS_REGION) is None:
         raise ConfigError(

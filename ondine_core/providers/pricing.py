@@ -26,8 +26,9 @@ _CACHED = "cache_read_input_token_cost"
 _REASONING, _CACHE_WRITE = "output_cost_per_reasoning_token", "cache_creation_input_token_cost"
 _CACHE_WRITE_1H = f"{_CACHE_WRITE}_above_1hr"
 _REQUEST, _SEARCH = "input_cost_per_request", "search_context_cost_per_query"
-_DEARER: Mapping[str, tuple[str, ...]] = {
+_DEARER: Mapping[str, tuple[Json, ...]] = {
     "speed": ("fast",),
+    "performanceConfig": ({"latency": "optimized"},),
     "inference_geo": ("us",),
 }
 """Values of request fields that make a call more expensive than listed."""

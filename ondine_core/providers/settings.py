@@ -28,6 +28,7 @@ _RESERVED_FIELDS = {
     "messages": "the prompt",
     "model": "model",
     "n": "one reply a prompt",
+    "serviceTier": "tier",
     "service_tier": "tier",
     "stream": "whole replies",
     "stream_options": "whole replies",

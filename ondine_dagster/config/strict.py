@@ -42,10 +42,12 @@ def plain_texts(given: Any) -> dict[str, str]:
 
 
 _ELSEWHERE = {
+    "api_base": "base_url",
     "max_cost_usd": "budgets",
     "rpm": "requests_per_minute",
-    "seed": "params",
-    "top_p": "params",
+    "service_tier": "tier",
     "tpm": "tokens_per_minute",
+    **dict.fromkeys(("extra_body", "metadata", "seed", "stop", "top_p", "user"), "params"),
+    **dict.fromkeys(("api_version", "default_headers", "extra_headers", "organization", "project"), "settings"),
 }
 """Names that others use, and the field that has it here."""

@@ -522,6 +522,7 @@ def test_request_fee_is_in_the_price(model: str, params: Json, fee: str) -> None
         ("gemini/gemini-2.5-flash", {"tools": [{"googleSearch": {}}]}, "tools"),
         ("openai/gpt-4o", {"extra_body": {"web_search_options": {"x": 1}}}, "web_search_options"),
         ("anthropic/claude-sonnet-4-5", {"inference_geo": "us"}, "inference_geo='us'"),
+        ("bedrock/claude-haiku-latest", {"performanceConfig": {"latency": "optimized"}}, "performanceConfig"),
         ("anthropic/claude-sonnet-4-5", {"cache_control": {"type": "ephemeral", "ttl": "1h"}}, "cache_control"),
         ("openrouter/openai/gpt-4o:online", {}, ":online"),
         ("azure/model-router", {}, "router"),

@@ -56,6 +56,7 @@ def test_field_that_is_not_valid_is_refused(fields: dict[str, Any], message: str
         ("max_tokens", "max_output_tokens"),
         ("timeout", "timeout_s"),
         ("system", "the prompt"),
+        ("serviceTier", "tier"),
     ],
 )
 def test_reserved_parameters_are_refused(model: str, name: str, decided_by: str) -> None:

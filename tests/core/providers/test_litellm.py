@@ -113,6 +113,14 @@ def test_wrong_definition_is_refused(spec: dict[str, Any], message: str) -> None
         by_litellm(ModelSpec(CLAUDE, api_key=KEY, **spec))
 
 
+@pytest.mark.parametrize(("model", "field"), [("bedrock/claude", "requestMetadata"), ("vertex_ai/gemini", "labels")])
+def test_tags_that_litellm_would_leave_out_are_refused(model: str, field: str) -> None:
+    """Without them another team would pay."""
+    with pytest.raises(ConfigError, match=f"does not send 'metadata' to '{model}'; set the API's field '{field}'"):
+        connect(ModelSpec(model, params={"metadata": {"team": "shop"}}))
+    connect(ModelSpec(model, params={field: {"team": "shop"}}))
+
+
 def test_settings_are_those_of_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials that are not a key are settings of the providers that use them."""
     for name in ("AWS_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION"):

@@ -22,6 +22,9 @@ MODEL = "openai/gpt-4o-mini"
     ("kind", "given", "complaint"),
     [
         (LLMResource, {"model": MODEL, "max_cost_usd": 0.01}, "'max_cost_usd'. Did you mean 'budgets'?"),
+        (LLMResource, {"model": MODEL, "api_base": "http://h/v1"}, "'api_base'. Did you mean 'base_url'?"),
+        (LLMResource, {"model": MODEL, "stop": "END"}, "'stop'. Did you mean 'params'?"),
+        (LLMResource, {"model": MODEL, "organization": "org-1"}, "'organization'. Did you mean 'settings'?"),
         (LLMResource, {"model": MODEL, "rpm": 3}, "'rpm'. Did you mean 'requests_per_minute'?"),
         (LLMResource, {"model": MODEL, "max_tokens": 3}, "'max_tokens'. Did you mean 'max_output_tokens'?"),
         (LLMResource, {"model": MODEL, "zzz": 3}, "'zzz'. Valid are api_key, base_url, batch_min_rows"),
