@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -48,15 +50,24 @@ def names_of(value: Any) -> tuple[str, ...]:
 
     if isinstance(value, Mapping):
         return tuple(dict.fromkeys(name for table in value.values() for name in names_of(table)))
-    frame = nw.from_native(value, eager_only=True, pass_through=True)
-    return tuple(frame.columns) if isinstance(frame, nw.DataFrame) else ()
+    frame = nw.from_native(value, pass_through=True)
+    return tuple(frame.columns) if isinstance(frame, nw.DataFrame | nw.LazyFrame) else ()
 
 
 def frame_of(table: Any) -> nw.DataFrame[Any]:
-    """`table`, an in-memory data frame of any kind, as a Narwhals frame."""
+    """`table`, a data frame of any kind, as a Narwhals frame in memory."""
     import narwhals as nw  # takes a tenth of a second, which loading definitions does not need
 
-    return nw.from_native(table, eager_only=True)
+    return nw.from_native(_collected(table), eager_only=True)
+
+
+def _collected(table: Any) -> Any:
+    """`table`, in memory if it is a lazy frame of polars, as some IO managers load; anything else unchanged."""
+    import narwhals as nw
+
+    frame = nw.from_native(table, pass_through=True)
+    is_lazy = isinstance(frame, nw.LazyFrame) and frame.implementation.is_polars()
+    return frame.collect().to_native() if is_lazy else table
 
 
 def is_only_numbered(frame: nw.DataFrame[Any]) -> bool:
@@ -84,7 +95,7 @@ def checked_frame(value: Any, place: str = "") -> nw.DataFrame[Any]:
     except TypeError:
         raise ConfigError(
             f"The asset function returned a {type(value).__name__}{place}, which is not a table; "
-            "return a pandas, polars or pyarrow frame (collect lazy ones)."
+            "return a pandas, polars or pyarrow frame."
         ) from None
     except DuplicateError as error:
         raise ConfigError(f"The rows{place} have two columns of one name: {error}") from None
@@ -95,8 +106,8 @@ def checked_frame(value: Any, place: str = "") -> nw.DataFrame[Any]:
 
 
 def as_one_table(value: Any) -> Any:
-    """Tables by partition, as Dagster loads an input of several partitions, as one; any other table unchanged."""
-    return joined(value, list(value))[0].to_native() if isinstance(value, Mapping) else value
+    """Tables by partition, as Dagster loads an input of several partitions, as one; any other table in memory."""
+    return joined(value, list(value))[0].to_native() if isinstance(value, Mapping) else _collected(value)
 
 
 def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame[Any], dict[str, int]]:
@@ -140,8 +151,35 @@ def _difference(frames: Mapping[str, nw.DataFrame[Any]]) -> str:
 
 
 def filtered(frame: nw.DataFrame[Any], mask: list[bool]) -> nw.DataFrame[Any]:
-    """The rows of `frame` for which `mask` is true."""
-    return frame.filter(mask) if mask else frame  # narwhals takes an empty mask for no condition at all
+    """The rows of `frame` for which `mask` is true; a pandas index that only numbers the rows numbers those anew."""
+    import narwhals as nw
+
+    rows = frame.filter(mask) if mask else frame  # narwhals takes an empty mask for no condition at all
+    # Arrow would store the numbers as a column more than other partitions have.
+    return nw.maybe_reset_index(rows) if is_only_numbered(frame) else rows
+
+
+def typed_as(part: nw.DataFrame[Any], whole: nw.DataFrame[Any]) -> nw.DataFrame[Any]:
+    """`part` of the rows of `whole`, whose columns of objects keep their type if none of its rows has a value.
+
+    Otherwise a table of Delta that begins with such a part refuses later values, and Iceberg the part. Lists,
+    objects and extension types stay without a type, since pandas cannot read back from a file what it has for them.
+    """
+    if not part.implementation.is_pandas() or find_spec("pyarrow") is None:
+        return part
+    import narwhals as nw
+    import pandas as pd
+    import pyarrow as pa
+
+    simple = (pa.types.is_primitive, pa.types.is_decimal, pa.types.is_string, pa.types.is_binary)
+    table, types = part.to_native(), {}
+    for name in part.columns:
+        if table[name].dtype == "object" and table[name].isna().all():
+            with suppress(pa.ArrowException, OverflowError):  # values of no single type
+                kind = pa.Array.from_pandas(whole.to_native()[name]).type
+                if any(is_kind(kind) for is_kind in simple):
+                    types[name] = pd.ArrowDtype(kind)
+    return nw.from_native(table.astype(types), eager_only=True)
 
 
 def slices(lengths: Mapping[str, int]) -> Iterator[tuple[str, slice]]:
@@ -188,7 +226,7 @@ FAILED_COLUMNS = {
 def failed_rows(frame: nw.DataFrame[Any], report: Report) -> nw.DataFrame[Any]:
     """The rows of `frame` that failed, with `FAILED_COLUMNS`."""
     failures = list(report.outcomes.failures())
-    frame = filtered(frame, [failure is not None for failure in failures])
+    frame = typed_as(filtered(frame, [failure is not None for failure in failures]), frame)
     failed = [failure for failure in failures if failure is not None]
     # Rows with the same prompt share one failure.
     rows = Counter(map(id, failed))

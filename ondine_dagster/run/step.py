@@ -33,6 +33,7 @@ from ondine_dagster.frames import (
     joined,
     names_of,
     slices,
+    typed_as,
 )
 from ondine_dagster.reporting.metadata import (
     estimate_line,
@@ -201,7 +202,9 @@ def _find_rows(context: dg.AssetExecutionContext, enrichment: Enrichment, given:
                 f"{unassigned:,} of {len(frame):,} rows have no value in partition_by={by!r}, or "  # noqa: G004
                 "one that belongs to no partition: no run enriches them."
             )
+        whole = frame
         frame, lengths = joined(tables, keys)
+        frame = typed_as(frame, whole)
     noted = FAILED_COLUMNS if enrichment.arguments.failed_rows else ()
     for added in filter(None, (enrichment.error_column, enrichment.arguments.model_column, *noted)):
         if added in frame.columns:

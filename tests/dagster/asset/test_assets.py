@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from ondine_core.errors import ConfigError, RefusedError
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_dagster import LLMResource, build_llm_asset, llm_asset
+from ondine_dagster import GoldenCheck, LLMResource, build_llm_asset, llm_asset
 from tests.support.provider import Provider, after, error, matching
 
 if TYPE_CHECKING:
@@ -108,6 +108,22 @@ def test_the_frame_keeps_its_kind(kind: Callable[[dict[str, list[str]]], Any]) -
     table = materialize(moods, llm=ScriptedModel(lambda prompt: prompt[-1])).output_for_node("moods")
     assert type(table) is type(kind({}))
     assert list(table["mood"].to_pylist() if kind is pa.table else table["mood"]) == ["a", "b"]
+
+
+def test_a_lazy_frame_of_polars_is_collected() -> None:
+    """Some IO managers load one unless a type asks otherwise, and `build_llm_asset` has no place for a type."""
+
+    @dg.asset
+    def texts():  # noqa: ANN202
+        return pl.LazyFrame({"review": ["a", "b"]})
+
+    labels = dg.asset(name="labels")(lambda: pl.LazyFrame({"review": ["a"], "mood": ["a"]}))
+    golden = GoldenCheck(rows=dg.AssetKey("labels"), min_score=1)
+    moods = build_llm_asset(name="moods", upstream="texts", prompt=PROMPT, output="mood", checks=[golden])
+    result = materialize(texts, labels, moods, llm=ScriptedModel(lambda prompt: prompt[-1]))
+    assert result.output_for_node("moods")["mood"].to_list() == ["a", "b"]
+    assert all(check.passed for check in result.get_asset_check_evaluations())
+    assert metadata(result, "moods")["dagster/column_lineage"].deps_by_column["review"]
 
 
 def test_a_function_may_take_context_config_and_resources() -> None:
@@ -685,7 +701,7 @@ def test_a_missing_resource_fails_when_definitions_load() -> None:
         (pd.DataFrame({"review": ["a"], "moods_error": ["b"]}), "'moods_error' is already a column"),
         (None, "a NoneType, which is not a table"),
         ([{"review": "a"}], "a list, which is not a table"),
-        (pl.LazyFrame({"review": ["a"]}), "collect lazy ones"),
+        (pa.table({"review": ["a"]}).to_reader(), "a RecordBatchReader, which is not a table"),
         (pd.DataFrame({"review": ["a"], 0: ["b"]}), "a column named 0"),
         (pd.DataFrame([["a", "b"]], columns=["review", "review"]), "two columns of one name"),
     ],
