@@ -136,6 +136,24 @@ def test_a_rolling_window_has_its_rows() -> None:
     assert days_of(run(asset, ALL_DAYS[:5], "2026-01-05")) == twice(ALL_DAYS[2:5])
 
 
+@pytest.mark.filterwarnings("ignore:Parameter `allow_nonexistent_upstream_partitions`")
+def test_rows_of_the_day_before_are_not_those_of_the_day() -> None:
+    """In a run of the first days, the partitions before are some of the run's own; none has the figures of another."""
+    before = dg.TimeWindowPartitionMapping(-1, -1, allow_nonexistent_upstream_partitions=True)
+    ins = {"tickets": dg.AssetIn("tickets", partition_mapping=before)}
+    asset = decorated(DAILY, ins=ins, io_manager_key="teams_io")
+    tags = {"dagster/asset_partition_range_start": ALL_DAYS[0], "dagster/asset_partition_range_end": ALL_DAYS[2]}
+    with dg.DagsterInstance.ephemeral() as instance:
+        for day in ALL_DAYS[:2]:
+            assert dg.materialize([tickets], instance=instance, partition_key=day).success
+        job = dg.Definitions(assets=[tickets, asset], resources={"llm": LLM, "teams_io": dg.InMemoryIOManager()})
+        result = job.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance, tags=tags, asset_selection=[asset.key]
+        )
+    made = result.get_asset_materialization_events()
+    assert [event.materialization.metadata["ondine/rows_total"].value for event in made] == [4, 4, 4]
+
+
 def test_rows_of_mapped_partitions_are_in_the_order_of_the_partitions() -> None:
     """Dagster has these keys in a set, whose order differs from process to process."""
     keys = [f"shop-{number:02}" for number in range(12)]
