@@ -113,7 +113,7 @@ class ProviderHealth:
         is_shortened = policy.max_attempts < usual.max_attempts
         return replace(policy, max_attempts=usual.max_attempts) if is_shortened and self._answered else policy
 
-    # -- what is at fault ------------------------------------------------------------------------------------------
+    # -- causes of errors ------------------------------------------------------------------------------------------
 
     def is_about_the_row(self, error: FatalError) -> bool:
         """Whether `error` concerns only this row: others were answered, or too few were refused to decide."""

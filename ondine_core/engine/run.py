@@ -196,7 +196,7 @@ async def _calibrate(context: RunContext, asker: Asker) -> CalibrationResult | N
     """Compare answers of rows asked alone, which are stored, with answers of the same rows asked together.
 
     Raises:
-        ConfigError: They differ too much, and the plan says to stop.
+        ConfigError: They differ too much, and the plan stops the run then.
     """
     plan = context.policy.calibration
     size = context.policy.batch_size

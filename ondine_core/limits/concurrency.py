@@ -69,7 +69,7 @@ class AdaptiveConcurrency:
         self._recent = deque[InFlightCall]()
         self._latency_s = 0.0
         self._departed = self._last_answered = self._failed = 0
-        self._first_failed = InFlightCall(now, 1)  # of those that failed in a row
+        self._first_failed = InFlightCall(now, 1)  # the first of the latest failures in a row
         self._started = self._answered_at = self._held_until = self._probe_at = now
         self._left_at = self._next_at = now
         self._resting = 0

@@ -53,7 +53,7 @@ _ANSWERS_A_PAGE = 25
 _PAUSE_SHARE = 2.0
 """Pause between transactions, as a multiple of the duration of the last one, so that others can write."""
 _TEMPORARY = ("lease:", "writer:")
-"""Prefixes of names whose numbers are useless some time after the second of them, in seconds since the epoch."""
+"""Prefixes of the names of numbers that expire; the second number is the instant, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Lists the budget reservations for calls in flight, and settles those whose holder has ended.
 
 Runs settle the reservations of processes that they can see have ended. Whether a process of another machine, of a
-container or of an earlier boot has ended, only the user knows, who gives the age of its last call.
+container or of an earlier boot has ended, only the user knows; these are settled by the age of their last call.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE ondine.numbers (name TEXT PRIMARY KEY, numbers BLOB NOT NULL)",
     ),
     (
-        # A prompt that failed for good; it leaves this table when it is answered after all.
+        # Prompts that failed for good; a row is removed when its prompt is answered later.
         """CREATE TABLE ondine.failures (
             key BLOB PRIMARY KEY, reason TEXT NOT NULL, detail TEXT NOT NULL, failed_at REAL NOT NULL
         )""",

@@ -20,11 +20,11 @@ Key: TypeAlias = bytes
 
 
 Tier: TypeAlias = Literal["standard", "flex", "priority", "batch"]
-"""A provider's price class: what a call costs, and how long it may wait. It is in no answer's key. At `"batch"` calls
-are submitted together and answered within a day."""
+"""A provider's price class, which decides the price of a call and how long it may wait; it is not part of a key. At
+`"batch"`, calls are submitted together and answered within a day."""
 
 PromptCache: TypeAlias = Literal["auto", "off", "1h"]
-"""Whether the fixed part of prompts is kept in the provider's cache, and for how long. It is in no answer's key."""
+"""Whether the fixed part of prompts is kept in the provider's cache, and for how long; it is not part of a key."""
 
 _TIMEOUT_S: Mapping[Tier, float] = {"standard": 60.0, "flex": 900.0, "priority": 60.0, "batch": 60.0}
 """Calls at the flex tier wait for capacity at the provider; OpenAI recommends a quarter of an hour."""
