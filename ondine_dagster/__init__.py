@@ -1,4 +1,4 @@
-"""LLM columns as Dagster assets: resumable by the row, capped in cost, paced across processes."""
+"""LLM columns as Dagster assets: resumable row by row, with a cost cap, and with rate limits across processes."""
 
 from dagster_shared.libraries import DagsterLibraryRegistry
 

@@ -1,4 +1,4 @@
-"""Data frames at the edge: pandas, polars and pyarrow in, the same kind out, with the output columns joined on."""
+"""Converts data frames: pandas, polars or pyarrow in, the same kind out, with the output columns added."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _VALUES_NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class AskedRows:
-    """The rows asked about, and their outcomes.
+    """The rows of a step, and their outcomes.
 
-    `error_column` says why a row failed; it is `None` where failed rows are left out.
+    `error_column` is the column with the reason why a row failed; `None` if failed rows are left out.
     """
 
     frame: nw.DataFrame[Any]
@@ -39,7 +39,7 @@ class AskedRows:
     error_column: str | None
 
     def part(self, rows: slice) -> AskedRows:
-        """Consecutive `rows` with their outcomes; the other figures of the report are those of the run."""
+        """The part with these rows and their outcomes; the other figures of the report stay those of the run."""
         report = replace(self.report, outcomes=self.report.outcomes.part(rows))
         return replace(self, frame=self.frame[rows], report=report)
 
@@ -56,7 +56,7 @@ def names_of(value: Any) -> tuple[str, ...]:
 
 def frame_of(table: Any) -> nw.DataFrame[Any]:
     """`table`, a data frame of any kind, as a Narwhals frame in memory."""
-    import narwhals as nw  # takes a tenth of a second, which loading definitions does not need
+    import narwhals as nw  # here, since it takes a tenth of a second and loading definitions does not need it
 
     return nw.from_native(_collected(table), eager_only=True)
 
@@ -70,7 +70,7 @@ def _collected(table: Any) -> Any:
     return frame.collect().to_native() if is_lazy else table
 
 
-def is_only_numbered(frame: nw.DataFrame[Any]) -> bool:
+def has_default_index(frame: nw.DataFrame[Any]) -> bool:
     """Whether the index only numbers the rows; a pandas index may have labels, other frames have no index."""
     import narwhals as nw
 
@@ -83,9 +83,10 @@ def is_only_numbered(frame: nw.DataFrame[Any]) -> bool:
 
 
 def checked_frame(value: Any, place: str = "") -> nw.DataFrame[Any]:
-    """`value` as a frame that can be enriched and joined, which is seen before anything is paid.
+    """Check that `value` is a frame that can be enriched, before anything is paid.
 
-    Errors name its `place`, if it is one of several tables.
+    Raises:
+        ConfigError: It is not; the message has `place`, which names the table if it is one of several.
     """
     from narwhals.exceptions import DuplicateError
 
@@ -99,71 +100,77 @@ def checked_frame(value: Any, place: str = "") -> nw.DataFrame[Any]:
         ) from None
     except DuplicateError as error:
         raise ConfigError(f"The rows{place} have two columns of one name: {error}") from None
-    odd = [name for name in names if not isinstance(name, str)]
-    if odd:
-        raise ConfigError(f"The rows{place} have a column named {odd[0]!r}, which is not a text; rename it.")
+    invalid = [name for name in names if not isinstance(name, str)]
+    if invalid:
+        raise ConfigError(f"The rows{place} have a column named {invalid[0]!r}, which is not a text; rename it.")
     return frame
 
 
 def as_one_table(value: Any) -> Any:
-    """Tables by partition, as Dagster loads an input of several partitions, as one; any other table in memory."""
-    return joined(value, list(value))[0].to_native() if isinstance(value, Mapping) else _collected(value)
+    """One table of the tables by partition that Dagster loads for several partitions; any other table in memory."""
+    return concat_partitions(value, list(value))[0].to_native() if isinstance(value, Mapping) else _collected(value)
 
 
-def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame[Any], dict[str, int]]:
-    """Tables by partition as one frame, in the order of `keys`, and how many rows each brought; a missing one has none.
+def concat_partitions(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame[Any], dict[str, int]]:
+    """One frame of the tables by partition, in the order of `keys`, and the number of rows of each partition.
 
-    A pandas index is kept, unless it only numbers the rows of each.
+    A partition without a table has no rows. A pandas index is kept, unless it only numbers the rows of each table.
+
+    Raises:
+        ConfigError: There is no table, or the tables have different columns or types.
     """
     import narwhals as nw
 
-    found = {key: tables[key] for key in keys if key in tables}
-    if not found:
+    existing = {key: tables[key] for key in keys if key in tables}
+    if not existing:
         raise ConfigError(
             "There is no table for any of the partitions. If they have no rows, return an empty frame with the columns "
             "of the rows."
         )
-    frames = {key: checked_frame(table, f" for the partition {key!r}") for key, table in found.items()}
+    frames = {key: checked_frame(table, f" for the partition {key!r}") for key, table in existing.items()}
     # An empty partition often has columns of other types, or no columns.
     filled = {key: frame for key, frame in frames.items() if len(frame)} or frames
     try:
         columns = next(iter(filled.values())).columns
-        # Their order may differ from partition to partition.
+        # The order of columns may differ from partition to partition.
         ordered = [frame.select(columns) if set(frame.columns) == set(columns) else frame for frame in filled.values()]
         whole = nw.concat(ordered)
-        if all(map(is_only_numbered, filled.values())):
+        if all(map(has_default_index, filled.values())):
             whole = nw.maybe_reset_index(whole)
     except Exception as error:
         raise ConfigError(
-            f"The rows of {len(found)} partitions do not fit together ({type(error).__name__}){_difference(filled)}; "
-            "return frames of one kind with the same columns."
+            f"The rows of {len(existing)} partitions do not fit together "
+            f"({type(error).__name__}){_difference(filled)}; return frames of one kind with the same columns."
         ) from error
     return whole, {key: len(frames.get(key, ())) for key in keys}
 
 
 def _difference(frames: Mapping[str, nw.DataFrame[Any]]) -> str:
-    """Which of the frames is not like the first one, by kind and columns, or else by types, if there is one."""
+    """Names the first frame that differs from the first one, in kind or columns, else in types; `""` if none does."""
     names = {key: (frame.implementation, set(frame.columns)) for key, frame in frames.items()}
     types = {key: dict(frame.schema) for key, frame in frames.items()}
     first = next(iter(frames))
-    other = next((key for traits in (names, types) for key in frames if traits[key] != traits[first]), None)
-    return "" if other is None else f": those of {other!r} differ from those of {first!r}"
+    for traits in (names, types):
+        for key in frames:
+            if traits[key] != traits[first]:
+                return f": those of {key!r} differ from those of {first!r}"
+    return ""
 
 
-def filtered(frame: nw.DataFrame[Any], mask: list[bool]) -> nw.DataFrame[Any]:
+def filter_rows(frame: nw.DataFrame[Any], mask: list[bool]) -> nw.DataFrame[Any]:
     """The rows of `frame` for which `mask` is true; a pandas index that only numbers the rows numbers those anew."""
     import narwhals as nw
 
-    rows = frame.filter(mask) if mask else frame  # narwhals takes an empty mask for no condition at all
+    rows = frame.filter(mask) if mask else frame  # narwhals takes an empty mask for no condition
     # Arrow would store the numbers as a column more than other partitions have.
-    return nw.maybe_reset_index(rows) if is_only_numbered(frame) else rows
+    return nw.maybe_reset_index(rows) if has_default_index(frame) else rows
 
 
 def typed_as(part: nw.DataFrame[Any], whole: nw.DataFrame[Any]) -> nw.DataFrame[Any]:
-    """`part` of the rows of `whole`, whose columns of objects keep their type if none of its rows has a value.
+    """`part`, some rows of `whole`, with the types of `whole` in columns of objects that have no value in `part`.
 
-    Otherwise a table of Delta that begins with such a part refuses later values, and Iceberg the part. Lists,
-    objects and extension types stay without a type, since pandas cannot read back from a file what it has for them.
+    Without a type, a table of Delta that begins with such a part refuses later values, and Iceberg refuses the part.
+    Lists, objects and extension types stay without one, since pandas cannot read such columns from files.
     """
     if not part.implementation.is_pandas() or find_spec("pyarrow") is None:
         return part
@@ -182,8 +189,8 @@ def typed_as(part: nw.DataFrame[Any], whole: nw.DataFrame[Any]) -> nw.DataFrame[
     return nw.from_native(table.astype(types), eager_only=True)
 
 
-def slices(lengths: Mapping[str, int]) -> Iterator[tuple[str, slice]]:
-    """Which rows of one frame are those of each partition, by how many rows each has."""
+def partition_slices(lengths: Mapping[str, int]) -> Iterator[tuple[str, slice]]:
+    """Each partition with its slice of the rows of one frame, from the number of rows of each."""
     start = 0
     for partition, length in lengths.items():
         yield partition, slice(start, start + length)
@@ -197,10 +204,10 @@ def join(
     error_column: str | None,
     model_column: str | None = None,
 ) -> nw.DataFrame[Any]:
-    """`frame` with the output columns of `report`; its other columns, order and kind stay.
+    """Add the output columns of `report` to `frame`, whose other columns, order and kind stay.
 
-    `error_column` says why a row failed; with `None`, failed rows are left out. `model_column` says which model
-    answered.
+    `error_column` gets the reason why a row failed; if it is `None`, failed rows are left out. `model_column` gets the
+    model that answered.
     """
     values = report.values()
     series = [new_column(frame, column.name, values.pop(column.name), column.json_schema) for column in columns]
@@ -210,7 +217,7 @@ def join(
     if error_column is not None:
         series.append(new_column(frame, error_column, report.errors(), {"type": "string"}))
         return frame.with_columns(*series)
-    return filtered(frame.with_columns(*series), [failure is None for failure in report.outcomes.failures()])
+    return filter_rows(frame.with_columns(*series), [failure is None for failure in report.outcomes.failures()])
 
 
 FAILED_COLUMNS = {
@@ -226,11 +233,11 @@ FAILED_COLUMNS = {
 def failed_rows(frame: nw.DataFrame[Any], report: Report) -> nw.DataFrame[Any]:
     """The rows of `frame` that failed, with `FAILED_COLUMNS`."""
     failures = list(report.outcomes.failures())
-    frame = typed_as(filtered(frame, [failure is not None for failure in failures]), frame)
+    frame = typed_as(filter_rows(frame, [failure is not None for failure in failures]), frame)
     failed = [failure for failure in failures if failure is not None]
     # Rows with the same prompt share one failure.
     rows = Counter(map(id, failed))
-    costs = [None if one.cost_usd is None else float(one.cost_usd / rows[id(one)]) for one in failed]
+    costs = [None if failure.cost_usd is None else float(failure.cost_usd / rows[id(failure)]) for failure in failed]
     text = {"type": "string"}
     series = [
         new_column(frame, "error_reason", [failure.reason for failure in failed], text),
@@ -249,16 +256,18 @@ def column_schema(
     descriptions = {column.name: _description(column) for column in columns}
     if error_column is not None:
         descriptions[error_column] = "Why the row has no answer."
-    columns_ = frame.schema.items()
-    return dg.TableSchema([dg.TableColumn(name, str(kind).lower(), descriptions.get(name)) for name, kind in columns_])
+    return dg.TableSchema(
+        [dg.TableColumn(name, str(kind).lower(), descriptions.get(name)) for name, kind in frame.schema.items()]
+    )
 
 
 def _description(column: Column) -> str | None:
-    """The description of a column, with its possible values unless its type has them."""
+    """The description of a column, with its possible values unless they are only true, false and null."""
     allowed = [value for value in allowed_values(column.json_schema) or () if not isinstance(value, bool | None)]
     if not allowed:
         return column.description
-    others = len(allowed) - _VALUES_NAMED
-    values = ", ".join(value if isinstance(value, str) else json.dumps(value) for value in allowed[:_VALUES_NAMED])
-    named = f"One of: {values}{f', and {others} more' if others > 0 else ''}."
-    return f"{column.description} {named}" if column.description else named
+    values = [value if isinstance(value, str) else json.dumps(value) for value in allowed[:_VALUES_NAMED]]
+    if len(allowed) > _VALUES_NAMED:
+        values.append(f"and {len(allowed) - _VALUES_NAMED} more")
+    choice = f"One of: {', '.join(values)}."
+    return f"{column.description} {choice}" if column.description else choice

@@ -1,7 +1,7 @@
 """A sensor that polls batch jobs without a step, and requests a run when they have ended.
 
-The store has each asset and partition whose run has submitted jobs, and that run. The sensor asks the provider for the
-state of the jobs and repeats the run for assets that still wait, with the same partition, config and tags.
+The store has the assets and partitions that wait for jobs, with the run that submitted the jobs. The sensor asks the
+provider for the state of the jobs and repeats the run for assets that still wait, with its partition, config and tags.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
@@ -37,7 +37,7 @@ _NOTES_SHOWN = 20
 _NO_ROOM_TICKS = 5
 """Intervals of the sensor after which a run that found no room for a job is repeated."""
 _RUN_KEY, _PARTITION = "dagster/run_key", "dagster/partition"
-_KEPT_TAGS = frozenset(
+_REPEATED_TAGS = frozenset(
     (
         *("dagster/asset_partition_range_start", "dagster/asset_partition_range_end", "dagster/backfill"),
         *("dagster/concurrency_key", "dagster/image", "dagster/isolation", "dagster/max_retries"),
@@ -45,7 +45,7 @@ _KEPT_TAGS = frozenset(
     )
 )
 """Dagster's own tags that configure a run; the others describe its origin."""
-_DAGSTERS_OWN = ("dagster/", ".dagster/")
+_DAGSTER_TAGS = ("dagster/", ".dagster/")
 
 
 def batch_sensor(
@@ -67,12 +67,12 @@ def batch_sensor(
 
     Args:
         target: The assets: keys, definitions, or an `AssetSelection`; by default all of the code location. Or a job
-            made by `define_asset_job`, which is run then.
+            made by `define_asset_job`, which is then run.
         name: Name of the sensor.
-        resource_keys: The keys of the `LLMResource`s that the assets ask; models of assets' own are found without.
+        resource_keys: The keys of the `LLMResource`s of the assets; assets with a model of their own need none.
         minimum_interval_seconds: Seconds between two polls of the jobs.
-        default_status: Whether it runs without being switched on.
-        **sensor_arguments: Everything else `dg.SensorDefinition` takes: a description, tags, metadata.
+        default_status: Whether the sensor runs without being switched on.
+        **sensor_arguments: The other arguments of `dg.SensorDefinition`: a description, tags, metadata.
 
     Raises:
         ConfigError: An argument is not valid.
@@ -82,40 +82,40 @@ def batch_sensor(
         raise ConfigError(f"resource_keys={resource_keys!r} must be the key of a resource, such as 'llm', or several.")
     if not is_whole(minimum_interval_seconds, 1):
         raise ConfigError(f"minimum_interval_seconds={minimum_interval_seconds!r} must be a whole number from 1.")
-    target = _target_of(target)
-    of_assets = isinstance(target, dg.AssetSelection)
-    selection: dg.AssetSelection = target if of_assets else target.selection
+    target = _parse_target(target)
+    is_selection = isinstance(target, dg.AssetSelection)
+    selection: dg.AssetSelection = target if is_selection else target.selection
 
     def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         with ExitStack() as stack:
             models = _find_models(context, keys, stack)
             return _evaluate(context, selection, models, _NO_ROOM_TICKS * minimum_interval_seconds)
 
-    given = {"description": "Requests a run when the batch jobs that an asset waits for have ended."} | sensor_arguments
+    arguments = {"description": "Requests a run when the batch jobs that an asset waits for have ended."}
     return dg.SensorDefinition(
         name,
         evaluation_fn=evaluate,
-        asset_selection=target if of_assets else None,
-        job=None if of_assets else target,
+        asset_selection=target if is_selection else None,
+        job=None if is_selection else target,
         required_resource_keys=set(keys),
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
-        **given,
+        **(arguments | sensor_arguments),
     )
 
 
-def _target_of(given: Any) -> Any:
-    """A selection of assets, or a job that is made of one."""
-    if given is None:
+def _parse_target(target: Any) -> Any:
+    """A selection of assets, or a job that has one."""
+    if target is None:
         return dg.AssetSelection.all()
-    if isinstance(given, dg.AssetSelection) or isinstance(getattr(given, "selection", None), dg.AssetSelection):
-        return given
-    several = given if isinstance(given, list | tuple | set | frozenset) else [given]
+    if isinstance(target, dg.AssetSelection) or isinstance(getattr(target, "selection", None), dg.AssetSelection):
+        return target
+    assets = target if isinstance(target, list | tuple | set | frozenset) else [target]
     try:
-        return dg.AssetSelection.assets(*several)
+        return dg.AssetSelection.assets(*assets)
     except Exception as error:
         raise ConfigError(
-            f"target={given!r} must be keys of assets, assets, an AssetSelection, or a job made by define_asset_job."
+            f"target={target!r} must be keys of assets, assets, an AssetSelection, or a job made by define_asset_job."
         ) from error
 
 
@@ -124,9 +124,9 @@ def _target_of(given: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Models:
-    """The models of a code location, and the store of models without a store of their own.
+    """The models of a code location, and the store of models that name no store.
 
-    Those that are `shared` stand under the keys of resources; those in `own` belong to one asset each.
+    `shared` models are by resource key; those in `own` belong to one asset each.
     """
 
     shared: Mapping[str, LLMResource]
@@ -138,16 +138,16 @@ class _Models:
         return sorted({llm.store or self.default_store for llm in (*self.shared.values(), *self.own.values())})
 
     def of(self, key: dg.AssetKey, required: Iterable[str]) -> list[LLMResource]:
-        """The models that may have submitted a job of an asset, the likeliest first."""
+        """The models that may have submitted a job of an asset; `required` are its resource keys."""
         if key in self.own:
             return [self.own[key]]
-        wanted = [self.shared[name] for name in required if name in self.shared]
-        return wanted or list(self.shared.values())
+        models = [self.shared[name] for name in required if name in self.shared]
+        return models or list(self.shared.values())
 
 
 def _find_models(context: dg.SensorEvaluationContext, keys: Sequence[str], stack: ExitStack) -> _Models:
-    given = {key: getattr(context.resources, key) for key in keys}
-    shared = {key: llm for key, llm in given.items() if isinstance(llm, LLMResource)}
+    resources = {key: getattr(context.resources, key) for key in keys}
+    shared = {key: llm for key, llm in resources.items() if isinstance(llm, LLMResource)}
     own = {}
     for key, asset in _assets(context).items():
         definition = find_own_resource(asset)
@@ -167,7 +167,7 @@ def _assets(context: dg.SensorEvaluationContext) -> Mapping[dg.AssetKey, dg.Asse
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """What one run, whose config is repeated, left open: the materializations that wait for jobs."""
+    """A run that ended while materializations of it wait for jobs."""
 
     run: dg.DagsterRun
     waits: tuple[JobWait, ...]
@@ -178,7 +178,7 @@ class _Waiting:
 
     @property
     def run_key(self) -> str:
-        """The same as long as nothing has changed, so that Dagster launches one run for it."""
+        """A key of the run and its jobs, so that Dagster launches one run for them."""
         digest = hashlib.blake2b(b"".join(self.jobs), digest_size=_DIGEST_BYTES).hexdigest()
         return f"{self.run.run_id}-{digest}"
 
@@ -196,7 +196,7 @@ class _Waiting:
 class _Polled:
     """The provider's status of the open jobs of a run.
 
-    If it `is_ready`, a run would find something to do; `problem` says why the jobs could not be asked about.
+    `is_ready` says that a new run can read results; `problem` says why the jobs could not be polled.
     """
 
     is_ready: bool
@@ -225,7 +225,7 @@ def _evaluate(
 
     @cache
     def partitions_of(key: dg.AssetKey) -> frozenset[str] | None:
-        """The partitions of an asset; `None` if it has none, whatever other assets of its run have."""
+        """The partitions of an asset; `None` if it is not partitioned, even if other assets of its run are."""
         definition = assets[key].partitions_def
         keys = definition.get_partition_keys(dynamic_partitions_store=context.instance) if definition else None
         return None if keys is None else frozenset(keys)
@@ -248,7 +248,7 @@ def _evaluate(
                 problems.append(f"{waiting}: {status.problem}")
             elif status.is_ready and all(has_partition(key, partition) for key in waiting.keys):
                 requests.append(_request(context, waiting))
-            elif status.is_ready:  # Dagster would request no run at all for one that is not valid
+            elif status.is_ready:  # with one invalid request, Dagster would launch none
                 notes.append(f"{waiting}: its jobs have ended, but there is no partition {partition!r} any more.")
             else:
                 notes.append(f"{waiting}: {status}.")
@@ -262,7 +262,7 @@ def _sensor_result(
         context.log.error(problem)
     if requests:
         return dg.SensorResult(requests)
-    if problems:  # a tick that has failed is seen, one that was skipped is not
+    if problems:  # a failed tick is noticed, a skipped one is not
         raise dg.Failure("\n".join([*problems, *notes]))
     if len(notes) > _NOTES_SHOWN:
         notes[_NOTES_SHOWN:] = [f"And {len(notes) - _NOTES_SHOWN:,} more."]
@@ -280,18 +280,18 @@ def _read_waits(path_or_url: str) -> list[JobWait]:
 def _find_due(
     context: dg.SensorEvaluationContext, waits: Sequence[JobWait], no_room_s: float, notes: list[str]
 ) -> list[_Waiting]:
-    """The runs whose jobs are to be polled; of the others `notes` says why they are not."""
+    """The runs whose jobs are to be polled; adds to `notes` why others are not."""
     by_run: dict[str, list[JobWait]] = {}
     for wait in waits:
         by_run.setdefault(wait.last_run, []).append(wait)
     due = []
-    for run_id, some in by_run.items():
+    for run_id, run_waits in by_run.items():
         run = context.instance.get_run_by_id(run_id)
         if run is None:
-            names = ", ".join(sorted({wait.origin.asset for wait in some}))
+            names = ", ".join(sorted({wait.origin.asset for wait in run_waits}))
             notes.append(f"{names}: the run {run_id} that waits for jobs is not known here, so it cannot be repeated.")
             continue
-        waiting = _Waiting(run, tuple(some))
+        waiting = _Waiting(run, tuple(run_waits))
         requested = context.instance.get_runs(dg.RunsFilter(tags={_RUN_KEY: waiting.run_key}), limit=1)
         if not run.is_finished:
             notes.append(f"{waiting}: the run {run_id} is running.")
@@ -307,9 +307,10 @@ def _find_due(
     return due
 
 
-def _ended_before(context: dg.SensorEvaluationContext, run_id: str, at: float) -> bool:
+def _ended_before(context: dg.SensorEvaluationContext, run_id: str, time_s: float) -> bool:
+    """Whether a run ended at this time (in epoch seconds) or earlier, or at an unknown time."""
     record = context.instance.get_run_record_by_id(run_id)
-    return record is None or record.end_time is None or record.end_time <= at
+    return record is None or record.end_time is None or record.end_time <= time_s
 
 
 # -- polling -------------------------------------------------------------------------------------------------------
@@ -319,12 +320,12 @@ async def _poll_all(
     path_or_url: str, due: Sequence[_Waiting], models: _Models, assets: Mapping[dg.AssetKey, dg.AssetsDefinition]
 ) -> list[_Polled]:
     """Ask providers about the jobs of several runs, some at a time."""
-    places = asyncio.Semaphore(_POLLS_AT_ONCE)
-    ends_at = asyncio.get_running_loop().time() + _POLL_TIMEOUT_S
+    slots = asyncio.Semaphore(_POLLS_AT_ONCE)
+    deadline = asyncio.get_running_loop().time() + _POLL_TIMEOUT_S
     apis: dict[tuple[int, str], JobApi] = {}
 
     def connect(llm: LLMResource, model: str) -> JobApi:
-        """The API by which a job of `model` can be asked about; one connection for each resource and model."""
+        """The API for the jobs of `model`; one connection for each resource and model."""
         spec, key = llm.spec(), (id(llm), model)
         if key not in apis:
             apis[key] = connect_jobs(spec if spec.model == model else another_model(spec, model))
@@ -336,7 +337,7 @@ async def _poll_all(
         for key in waiting.keys:
             candidates += models.of(key, assets[key].required_resource_keys)
         try:
-            async with asyncio.timeout_at(ends_at), places:
+            async with asyncio.timeout_at(deadline), slots:
                 return await _poll(store, waiting, candidates, connect)
         except OndineError as error:
             return _Polled(is_ready=False, problem=str(error))
@@ -351,13 +352,13 @@ async def _poll_all(
 async def _poll(
     store: Store, waiting: _Waiting, candidates: Sequence[LLMResource], connect: Callable[[LLMResource, str], JobApi]
 ) -> _Polled:
-    """Ask about the jobs of a run, each by the account that submitted it, as far as it is known."""
+    """Poll the jobs of a run, each by the account that submitted it if one of the candidates has that."""
     read = partial(job_tables.read_jobs, jobs=waiting.jobs)
     by_api: dict[int, tuple[JobApi, list[bytes]]] = {}
     for record in await store.read(read):
-        found = [connect(llm, record.model) for llm in candidates]
+        apis = [connect(llm, record.model) for llm in candidates]
         # Another account of the provider may also have access to the job.
-        api = next((api for api in found if api.account == record.account), found[0])
+        api = next((api for api in apis if api.account == record.account), apis[0])
         by_api.setdefault(id(api), (api, []))[1].append(record.job)
     is_ready = True
     for api, jobs in by_api.values():
@@ -369,11 +370,11 @@ async def _poll(
 
 
 def _request(context: dg.SensorEvaluationContext, waiting: _Waiting) -> dg.RunRequest:
-    """The request that continues a run: the assets that wait, and those selected downstream of them."""
+    """The request that continues a run: the assets that wait, and the assets of the run downstream of them."""
     run = waiting.run
-    known = _assets(context)
-    waiting_keys = set(waiting.keys) & known.keys()
-    outputs = [known[key].keys_by_output_name for key in waiting_keys]
+    assets = _assets(context)
+    waiting_keys = set(waiting.keys) & assets.keys()
+    outputs = [assets[key].keys_by_output_name for key in waiting_keys]
     failed_rows = {keys[FAILED_OUTPUT] for keys in outputs if FAILED_OUTPUT in keys}
     selection = dg.AssetSelection.assets(*waiting_keys, *failed_rows).downstream()
     planned = {
@@ -381,12 +382,14 @@ def _request(context: dg.SensorEvaluationContext, waiting: _Waiting) -> dg.RunRe
         for entry in context.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
         if entry.dagster_event
     }
-    chosen = sorted(selection.resolve(list(dict.fromkeys(known.values()))) & planned)
-    in_partitions = any(known[key].partitions_def is not None for key in chosen)
+    chosen = sorted(selection.resolve(list(dict.fromkeys(assets.values()))) & planned)
+    is_partitioned = any(assets[key].partitions_def is not None for key in chosen)
     return dg.RunRequest(
         run_key=waiting.run_key,
         run_config=run.run_config,
-        tags={tag: value for tag, value in run.tags.items() if tag in _KEPT_TAGS or not tag.startswith(_DAGSTERS_OWN)},
-        partition_key=run.tags.get(_PARTITION) if in_partitions else None,
+        tags={
+            tag: value for tag, value in run.tags.items() if tag in _REPEATED_TAGS or not tag.startswith(_DAGSTER_TAGS)
+        },
+        partition_key=run.tags.get(_PARTITION) if is_partitioned else None,
         asset_selection=chosen,
     )

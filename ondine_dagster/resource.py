@@ -1,4 +1,4 @@
-"""The model as a Dagster resource: which model is asked, at which rate, and where answers are stored."""
+"""The model as a Dagster resource, with its rate limits, its budgets and the store of answers."""
 
 import dataclasses
 import re
@@ -61,12 +61,12 @@ class SharedBudget(StrictConfig):
     @field_validator("warn_at")
     @classmethod
     def _check_shares(cls, warn_at: list[float]) -> list[float]:
-        written = [share for share in warn_at if isinstance(share, float)]  # others are variables
-        BudgetLimit(Decimal(1), warn_at=tuple(written))
+        shares = [share for share in warn_at if isinstance(share, float)]  # the others are variables
+        BudgetLimit(Decimal(1), warn_at=tuple(shares))
         return warn_at
 
     def cap(self) -> BudgetLimit:
-        """The budget as the engine knows it."""
+        """The budget for the engine."""
         amount = Decimal(str(self.max_cost_usd))
         return BudgetLimit(amount, self.name, cast("Period", self.period), tuple(self.warn_at))
 
@@ -211,12 +211,12 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     @model_validator(mode="before")
     @classmethod
     def _check_plain_values(cls, given: Any) -> Any:
-        """Refuse values that a step would refuse when it starts, except variables, which are read only then."""
+        """Refuse values that a step would refuse when it starts, except variables, which only a step reads."""
         plain = plain_texts(given)
         fallbacks = given.get("fallbacks")
         for model in (plain.get("model"), *(fallbacks if isinstance(fallbacks, list | tuple) else ())):
             if type(model) is str and not all(model.partition("/")):
-                connect(ModelSpec(model))  # refuses a name without a provider in the words of a step
+                connect(ModelSpec(model))  # raises the error that a step would raise
         params = given.get("params")
         if isinstance(params, dict):
             effort = plain.get("reasoning_effort")
@@ -237,8 +237,8 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
             >>> LLMResource.from_spec(preset("gpt-6-luna"), requests_per_minute=500)
             ... # doctest: +SKIP
         """
-        given = {part.name: getattr(spec, part.name) for part in dataclasses.fields(spec)}
-        return cls(**{name: value for name, value in given.items() if value is not None} | fields)
+        values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+        return cls(**{name: value for name, value in values.items() if value is not None} | fields)
 
     def spec(self) -> ModelSpec:
         """The model and its settings for the engine."""
@@ -258,7 +258,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         )
 
     def options(self, store: str) -> Options:
-        """How a step runs, with its answers in `store`."""
+        """The options of a step whose answers are in `store`."""
         return Options(
             store=store,
             durability=self.durability,
@@ -280,60 +280,63 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         )
 
     def _fallback(self, model: str) -> ModelSpec:
-        """The settings for `model`, without those that are about this model's requests."""
+        """The spec of the fallback `model`: this one's, without fields for this model's requests only."""
         other = another_model(self.spec(), model)
         other = dataclasses.replace(other, params={}, provider_name=None, reasoning_effort=None)
         return other if other.tier in find_tiers(other) else dataclasses.replace(other, tier="standard")
 
     def _price(self) -> Price | None:
-        given, taken, cached = (
-            None if usd is None else Decimal(str(usd)) / 1000
-            for usd in (
-                self.input_cost_per_1k_tokens,
-                self.output_cost_per_1k_tokens,
-                self.cached_input_cost_per_1k_tokens,
-            )
-        )
-        if given is None and taken is None and cached is None:
+        input_usd = _per_token(self.input_cost_per_1k_tokens)
+        output_usd = _per_token(self.output_cost_per_1k_tokens)
+        cached_usd = _per_token(self.cached_input_cost_per_1k_tokens)
+        if input_usd is None and output_usd is None and cached_usd is None:
             return None
-        if given is None or taken is None:
+        if input_usd is None or output_usd is None:
             raise ConfigError("Set both input_cost_per_1k_tokens and output_cost_per_1k_tokens, or neither.")
-        return Price(given, taken, given if cached is None else cached)
+        return Price(input_usd, output_usd, input_usd if cached_usd is None else cached_usd)
 
 
 _NESTED = {"params", "settings", "observers"}
-"""The fields that hold mappings in which Dagster reads no variables."""
+"""The fields with mappings in which Dagster reads no variables."""
+
+
+def _per_token(usd_per_1k: float | None) -> Decimal | None:
+    return None if usd_per_1k is None else Decimal(str(usd_per_1k)) / 1000
 
 
 _OWN = "llm_for_"
 
 
 def own_resource(model: Any) -> Any:
-    """The resource of an asset with a model of its own."""
+    """The resource of an asset with a `model` of its own."""
     if isinstance(model, str):
         return LLMResource(model=model)
     return LLMResource.from_spec(model) if isinstance(model, ModelSpec) else model
 
 
 def own_resource_key(asset: dg.AssetKey) -> str:
-    """The key of that resource, which no other asset has."""
+    """The resource key of an asset with a model of its own, which is different for each asset."""
     return re.sub(r"\W", "_", f"{_OWN}{asset.to_python_identifier()}")
 
 
 def find_own_resource(asset: dg.AssetsDefinition) -> dg.ResourceDefinition | None:
-    """That resource of an asset, whose key may have changed since, as by `key_prefix` of `load_assets_from_modules`."""
+    """The resource of an asset with a model of its own; `None` if it has none.
+
+    It is found by the beginning of its resource key: the end names the asset, whose key may have been changed later, as
+    by `load_assets_from_modules(key_prefix=...)`.
+    """
     return next((definition for key, definition in asset.resource_defs.items() if key.startswith(_OWN)), None)
 
 
 def default_store(instance: dg.DagsterInstance) -> str:
-    """The answer store of a Dagster instance: beside its own storage, never inside its databases."""
+    """The path of the answer store of a Dagster instance, in a file of its own in the instance's storage directory."""
     return default_store_path(instance.storage_directory())
 
 
 def store_warning(path: str, home: str | None = None) -> str | None:
-    """Why answers at `path` may not be there for the next run, or may be damaged; `None` if all is well.
+    """A warning if answers at `path` may be lost before the next run, or damaged; else `None`.
 
-    `home` is DAGSTER_HOME, which the user chose, even if it is a temporary directory.
+    `home` is DAGSTER_HOME, which is accepted even if it is a temporary directory, since the user chose it.
     """
     address = parse_address(path)
     if address.kind == "postgres":
@@ -346,10 +349,10 @@ def store_warning(path: str, home: str | None = None) -> str | None:
             "Set LLMResource(store=...) to a file on a local disk."
         )
     file = Path(path).resolve()
-    passing = file.is_relative_to(Path(tempfile.gettempdir()).resolve())
+    is_temporary = file.is_relative_to(Path(tempfile.gettempdir()).resolve())
     if home and file.is_relative_to(Path(home).expanduser().resolve()):
-        passing = False
-    if passing or any(part.startswith(".tmp_dagster_home") for part in file.parts):
+        is_temporary = False
+    if is_temporary or any(part.startswith(".tmp_dagster_home") for part in file.parts):
         return (
             f"The answer store {path!r} is in a temporary directory: the next run will pay for every answer again. "
             "Set DAGSTER_HOME, or LLMResource(store=...)."

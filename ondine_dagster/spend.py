@@ -1,6 +1,6 @@
 """An asset with the spend by asset, model and day, from the ledger of the store.
 
-The ledger has every call, also of runs without a materialization: those that failed, were terminated or killed.
+The ledger has every call, also those of runs without a materialization, which failed, were terminated or killed.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
@@ -25,9 +25,9 @@ from ondine_dagster.resource import LLMResource, default_store
 Frame: TypeAlias = Literal["pandas", "polars", "pyarrow"]
 
 _MAX_DAYS = 100_000
-"""More would begin before the first date that Python knows."""
+"""More days would begin before Python's first date."""
 _LINES_SHOWN = 20
-_BAR = 20
+_BAR_LENGTH = 20
 """Characters of the longest bar."""
 
 
@@ -43,18 +43,18 @@ def spend_report(
     """An asset with the spend: a table with a row for each asset, model and day (UTC), and a bar chart as metadata.
 
     Its columns are `asset`, `model`, `day`, `calls`, `input_tokens`, `cached_input_tokens`, `output_tokens`,
-    `reasoning_tokens`, `unpriced_calls`, `at_most_calls` (in `cost_usd` with the most that they can have cost),
+    `reasoning_tokens`, `unpriced_calls`, `at_most_calls` (included in `cost_usd` at the most that they can have cost),
     `unknown_calls` (under way or lost), `paid_twice` (prompts), `requests_in_jobs` (of batch jobs that are under way),
-    `cost_usd` (of calls with a price; null where none has one), `unknown_at_most_usd` (what the unknown calls may
-    cost), and `in_jobs_at_most_usd` (what the requests of batch jobs may cost).
+    `cost_usd` (of calls with a price; null if none has one), `unknown_at_most_usd` (the most that the unknown calls can
+    cost), and `in_jobs_at_most_usd` (the most that the requests of batch jobs can cost).
 
     Args:
         name: Name of the asset.
-        days: Only the last days, today included; by default all that the ledger has.
+        days: Only the last days, today included; by default all days of the ledger.
         frame: The kind of table.
         resource_key: The `LLMResource` whose store is read.
         store: The store to read instead: a file, or a `postgresql://` URL. Then no resource is needed.
-        **asset_arguments: Everything else `@dg.asset` takes: a group, an automation condition, ...
+        **asset_arguments: The other arguments of `@dg.asset`: a group, an automation condition, ...
 
     Raises:
         ConfigError: An argument is out of range, or the package of `frame` is not installed.
@@ -73,7 +73,7 @@ def spend_report(
         path_or_url = store or (llm.store if isinstance(llm, LLMResource) else None) or default_store(context.instance)
         since = None if days is None else datetime.now(UTC).date() - timedelta(days=days - 1)
         try:
-            # The store of the assets is made by the first of them, which may come after the report.
+            # The first asset creates the store, and it may run after the report.
             spent = _read(path_or_url, since, create=store is None)
         except OndineError as error:
             raise failure(error, None) from error
@@ -92,42 +92,42 @@ _Spent = Mapping[tuple[str, ...], Spending]
 def _read(path_or_url: str, since: date | None, *, create: bool) -> _Spent:
     with closing(connect(path_or_url, create=create)) as database:
         spent = read_spending(database, "asset", "model", "day")
-    return {group: one for group, one in spent.items() if since is None or group[2] >= since.isoformat()}
+    return {group: spending for group, spending in spent.items() if since is None or group[2] >= since.isoformat()}
 
 
 _COUNTS: Mapping[str, Callable[[Spending], int]] = {
-    "calls": lambda one: one.calls,
-    "input_tokens": lambda one: one.usage.input_tokens,
-    "cached_input_tokens": lambda one: one.usage.cached_input_tokens,
-    "output_tokens": lambda one: one.usage.output_tokens,
-    "reasoning_tokens": lambda one: one.usage.reasoning_tokens,
-    "unpriced_calls": lambda one: one.unpriced,
-    "at_most_calls": lambda one: one.at_most_calls,
-    "unknown_calls": lambda one: one.unknown,
-    "paid_twice": lambda one: one.paid_twice,
-    "requests_in_jobs": lambda one: one.in_jobs,
+    "calls": lambda spending: spending.calls,
+    "input_tokens": lambda spending: spending.usage.input_tokens,
+    "cached_input_tokens": lambda spending: spending.usage.cached_input_tokens,
+    "output_tokens": lambda spending: spending.usage.output_tokens,
+    "reasoning_tokens": lambda spending: spending.usage.reasoning_tokens,
+    "unpriced_calls": lambda spending: spending.unpriced,
+    "at_most_calls": lambda spending: spending.at_most_calls,
+    "unknown_calls": lambda spending: spending.unknown,
+    "paid_twice": lambda spending: spending.paid_twice,
+    "requests_in_jobs": lambda spending: spending.in_jobs,
 }
 _AMOUNTS: Mapping[str, Callable[[Spending], float | None]] = {
-    "cost_usd": lambda one: None if one.known_usd is None else float(one.known_usd),
-    "unknown_at_most_usd": lambda one: float(one.at_most_usd),
-    "in_jobs_at_most_usd": lambda one: float(one.in_jobs_at_most_usd),
+    "cost_usd": lambda spending: None if spending.known_usd is None else float(spending.known_usd),
+    "unknown_at_most_usd": lambda spending: float(spending.at_most_usd),
+    "in_jobs_at_most_usd": lambda spending: float(spending.in_jobs_at_most_usd),
 }
 
 
 def _table(spent: _Spent, frame: Frame) -> Any:
     import narwhals as nw
 
-    # The type of dates that pandas has needs pyarrow, which not every project has.
-    of_days = nw.Object() if frame == "pandas" and find_spec("pyarrow") is None else nw.Date()
+    # pandas' type of dates needs pyarrow, which not every project has.
+    day_type = nw.Object() if frame == "pandas" and find_spec("pyarrow") is None else nw.Date()
     columns: dict[str, tuple[Any, list[Any]]] = {
         "asset": (nw.String(), [asset for asset, _, _ in spent]),
         "model": (nw.String(), [model for _, model, _ in spent]),
-        "day": (of_days, [date.fromisoformat(day) for _, _, day in spent]),
+        "day": (day_type, [date.fromisoformat(day) for _, _, day in spent]),
     }
-    columns |= {name: (nw.Int64(), [figure(one) for one in spent.values()]) for name, figure in _COUNTS.items()}
-    columns |= {name: (nw.Float64(), [figure(one) for one in spent.values()]) for name, figure in _AMOUNTS.items()}
+    columns |= {name: (nw.Int64(), list(map(figure, spent.values()))) for name, figure in _COUNTS.items()}
+    columns |= {name: (nw.Float64(), list(map(figure, spent.values()))) for name, figure in _AMOUNTS.items()}
     series = [nw.new_series(name, values, kind, backend=frame) for name, (kind, values) in columns.items()]
-    return nw.concat([one.to_frame() for one in series], how="horizontal").to_native()
+    return nw.concat([column.to_frame() for column in series], how="horizontal").to_native()
 
 
 # -- figures -------------------------------------------------------------------------------------------------------
@@ -151,8 +151,8 @@ def _metadata(spent: _Spent) -> dict[str, Any]:
     return {"ondine/summary": summary, **_tables(spent), **metadata}
 
 
-def _cost(one: Spending) -> str:
-    return f"{'at most ' if one.at_most_calls else ''}${one.usd:,.4f}"
+def _cost(spending: Spending) -> str:
+    return f"{'at most ' if spending.at_most_calls else ''}${spending.usd:,.4f}"
 
 
 def _tables(spent: _Spent) -> dict[str, dg.MarkdownMetadataValue]:
@@ -160,23 +160,26 @@ def _tables(spent: _Spent) -> dict[str, dg.MarkdownMetadataValue]:
     tables = {}
     for index, name in enumerate(("asset", "model", "day")):
         groups = defaultdict[str, Spending](Spending)
-        for group, one in spent.items():
-            groups[group[index]] += one
-        by_cost = sorted(groups, key=lambda each: (-groups[each].usd, each))
-        shown = (sorted(groups, reverse=True) if name == "day" else by_cost)[:_LINES_SHOWN]
-        tables[f"ondine/spend_by_{name}"] = dg.MetadataValue.md(_bars(name, {each: groups[each] for each in shown}))
+        for group, spending in spent.items():
+            groups[group[index]] += spending
+        if name == "day":
+            labels = sorted(groups, reverse=True)
+        else:
+            labels = sorted(groups, key=lambda label: (-groups[label].usd, label))
+        shown = {label: groups[label] for label in labels[:_LINES_SHOWN]}
+        tables[f"ondine/spend_by_{name}"] = dg.MetadataValue.md(_bars(name, shown))
     return tables
 
 
 def _bars(name: str, groups: Mapping[str, Spending]) -> str:
-    most = max((one.usd for one in groups.values()), default=Decimal(0))
+    most = max((spending.usd for spending in groups.values()), default=Decimal(0))
     rows = [
         (
-            each or "(none)",
-            f"{one.calls + one.unknown + one.in_jobs:,}",
-            _cost(one),
-            "█" * round(_BAR * one.usd / most) if most else "",
+            label or "(none)",
+            f"{spending.calls + spending.unknown + spending.in_jobs:,}",
+            _cost(spending),
+            "█" * round(_BAR_LENGTH * spending.usd / most) if most else "",
         )
-        for each, one in groups.items()
+        for label, spending in groups.items()
     ]
     return in_place([name, "calls", "USD", ""], rows)

@@ -1,1 +1,1 @@
-"""From the arguments of `llm_asset` to a Dagster asset."""
+"""Makes a Dagster asset from the arguments of `llm_asset`."""

@@ -1,7 +1,7 @@
-"""An LLM column as an asset: the decorator, and the same for factories.
+"""The decorator `llm_asset`, and `build_llm_asset`, which makes the same asset without a function.
 
-The decorated function is an ordinary asset function that returns the rows to enrich; it is wrapped in another one with
-the same arguments, which passes the rows to `step`.
+The decorated function is an ordinary asset function that returns the rows to enrich. It is wrapped in a function with
+the same parameters, which passes the rows to `materialize`.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
@@ -33,16 +33,17 @@ R = TypeVar("R")
 
 
 def _by_name(make: Callable[P, R]) -> Callable[P, R]:
-    """Wrap `make` so that a positional argument is an error with its usage, and `help` lists the arguments."""
+    """Wrap `make` so that a positional argument raises an error with the usage, and `help` lists the arguments."""
 
     @functools.wraps(make)
-    def checked(*given: P.args, **arguments: P.kwargs) -> R:
-        if given:
+    def checked(*positional: P.args, **arguments: P.kwargs) -> R:
+        if positional:
+            first = getattr(positional[0], "__name__", positional[0])
             raise ConfigError(
-                f"@{make.__name__} stands without arguments over {getattr(given[0], '__name__', given[0])!r}, or has "
+                f"@{make.__name__} stands without arguments over {first!r}, or has "
                 f"one without its name; write @{make.__name__}(prompt=..., output=...)."
             )
-        return make(*given, **arguments)
+        return make(*positional, **arguments)
 
     types = {**LLMAssetArguments.__annotations__, **make.__annotations__}
     parameters = [
@@ -64,23 +65,22 @@ def _by_name(make: Callable[P, R]) -> Callable[P, R]:
 def llm_asset(
     *, prompt: str | Prompt, output: Output, **arguments: Unpack[LLMAssetArguments]
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """An asset whose rows a language model adds columns to.
+    """Make an asset to whose rows a language model adds columns.
 
-    The decorated function is an asset function like any other: its parameters are upstream assets, and `context`,
-    config and resources as in `@dg.asset`. It returns the rows to enrich, as a pandas, polars or pyarrow frame (in a
-    run of several partitions also as a mapping of partition to frame). The asset is those rows with the output columns,
-    in the same kind of frame and in the same order. The Launchpad shows the fields of `LLMAssetConfig`.
+    The decorated function is an ordinary asset function: its parameters are upstream assets, and `context`, config and
+    resources as in `@dg.asset`. It returns the rows to enrich, as a pandas, polars or pyarrow frame (in a run of
+    several partitions also as a mapping of partition to frame). The asset has those rows with the output columns, in
+    the same kind of frame and in the same order. The Launchpad shows the fields of `LLMAssetConfig`.
 
     Args:
-        prompt: The question about a row, `{column}` where its value belongs, or a `Prompt` with more than that.
-        output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, or a name.
-        **arguments: The other fields of [`Arguments`][ondine_dagster.run.arguments.Arguments]; `model`, the model this
-            asset asks, instead of the resource `resource_key`: its name, as in `"openai/gpt-6-luna"`, an
-            `LLMResource`, a `ModelSpec`, or a `ChatModel` such as a `ScriptedModel`; and everything that `@dg.asset`
-            takes.
+        prompt: The question about a row, with `{column}` for the value of a column, or a `Prompt`.
+        output: The output columns: a Pydantic model, a JSON schema, a mapping of column to type, or a name.
+        **arguments: The other fields of [`Arguments`][ondine_dagster.run.arguments.Arguments]; `model`, the model of
+            this asset, instead of the resource `resource_key`: its name, as in `"openai/gpt-6-luna"`, an `LLMResource`,
+            a `ModelSpec`, or a `ChatModel` such as a `ScriptedModel`; and all arguments of `@dg.asset`.
 
     Raises:
-        ConfigError: Prompt, output and the other arguments do not fit; raised when the definitions load.
+        ConfigError: Prompt, output or another argument is not valid; raised when the definitions load.
     """
     asset_arguments: dict[str, Any] = {"prompt": prompt, "output": output, **arguments}
     check_values(asset_arguments)
@@ -93,28 +93,31 @@ def llm_asset(
         key = key_of(asset_arguments, function)
         enrichment = _enrichment(declared, key)
         check_arguments(enrichment, asset_arguments)
-        given = dict(asset_arguments)
-        if not {"kinds", "compute_kind"} & given.keys():
-            given["kinds"] = {"llm"}
-        given["code_version"] = code_version(enrichment.task, asset_arguments.get("code_version"))
-        given["metadata"] = definition_metadata(enrichment, function) | dict(asset_arguments.get("metadata") or {})
-        asked = declared.resource_key or "llm"
+        definition = dict(asset_arguments)
+        if not {"kinds", "compute_kind"} & definition.keys():
+            definition["kinds"] = {"llm"}
+        definition["code_version"] = code_version(enrichment.task, asset_arguments.get("code_version"))
+        users_metadata = dict(asset_arguments.get("metadata") or {})
+        definition["metadata"] = definition_metadata(enrichment, function) | users_metadata
+        resource_key = declared.resource_key or "llm"
         if model is not None:
-            asked = own_resource_key(key)
-            given["resource_defs"] = {**(asset_arguments.get("resource_defs") or {}), asked: own_resource(model)}
+            resource_key = own_resource_key(key)
+            resource_defs = asset_arguments.get("resource_defs") or {}
+            definition["resource_defs"] = {**resource_defs, resource_key: own_resource(model)}
         required = asset_arguments.get("required_resource_keys")
         if required:
-            given["required_resource_keys"] = {*required, asked}
-        compute = wrap(function, enrichment, asked, asset_arguments)
-        taken = inspect.signature(compute).parameters
-        labelled = {name: one for name, one in labelled_inputs(enrichment.checks).items() if name in taken}
-        ins = asset_arguments.get("ins") or {}
-        given["ins"] = {**ins, **{name: dg.AssetIn(key=one) for name, one in labelled.items()}}
+            definition["required_resource_keys"] = {*required, resource_key}
+        compute = wrap(function, enrichment, resource_key, asset_arguments)
+        parameters = inspect.signature(compute).parameters
+        definition["ins"] = dict(asset_arguments.get("ins") or {})
+        for name, labelled_asset in labelled_inputs(enrichment.checks).items():
+            if name in parameters:
+                definition["ins"][name] = dg.AssetIn(key=labelled_asset)
         try:
             with warnings.catch_warnings():
-                # A model of the asset's own is one, and a user would not know what to do about the warning.
+                # Users need no warning about `resource_defs`, which hold the asset's own model.
                 warnings.filterwarnings("ignore", r".*`resource_defs`", dg.BetaWarning)
-                return define(compute, key, given, enrichment.checks, failed_rows=declared.failed_rows)
+                return define(compute, key, definition, enrichment.checks, failed_rows=declared.failed_rows)
         except TypeError as error:
             raise unknown_argument(error, {*Arguments.model_fields, "model"}) from None
 
@@ -122,7 +125,7 @@ def llm_asset(
 
 
 def _enrichment(declared: Arguments, key: dg.AssetKey) -> Enrichment:
-    """The columns that the asset `key` adds to its rows, and how."""
+    """The compiled arguments of the asset `key`."""
     task = compile_task(
         declared.prompt, declared.output, ModelSpec(""), clean=declared.clean, sanitize=declared.sanitize
     )
@@ -154,7 +157,7 @@ def build_llm_asset(
         upstream: Key of the asset that has the rows.
         prompt: As for `llm_asset`.
         output: As for `llm_asset`.
-        **arguments: The other arguments of `llm_asset`, those of `@dg.asset` among them.
+        **arguments: The other arguments of `llm_asset`, also those of `@dg.asset`.
 
     Raises:
         ConfigError: As for `llm_asset`; or `upstream` is not a key.
@@ -162,7 +165,7 @@ def build_llm_asset(
     _check_upstream(upstream, arguments)
 
     def rows_of(rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  (annotations would become Dagster types)
-        return {} if rows is None else rows  # of a missing partition, Dagster's IO managers load None
+        return {} if rows is None else rows  # Dagster's IO managers load None for a missing partition
 
     ins = {"rows": dg.AssetIn(key=dg.AssetKey(upstream) if not isinstance(upstream, dg.AssetKey) else upstream)}
     return llm_asset(name=name, ins=ins, prompt=prompt, output=output, **arguments)(rows_of)

@@ -26,7 +26,7 @@ from ondine_dagster.run.plan import Enrichment
 
 
 def key_of(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> dg.AssetKey:
-    """The asset's key, as `@dg.asset` finds it."""
+    """The asset's key, by the rules of `@dg.asset`."""
     key = asset_arguments.get("key")
     if key is not None:
         return dg.AssetKey.from_coercible(key)
@@ -36,7 +36,7 @@ def key_of(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> 
 
 
 def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
-    """Check that the arguments fit together, as far as possible without rows."""
+    """Refuse arguments that do not fit together, as far as that is known without rows."""
     _check_names(enrichment)
     check_partition_by(enrichment.arguments.partition_by, asset_arguments.get("partitions_def"))
     if asset_arguments.get("check_specs"):
@@ -44,15 +44,15 @@ def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) 
             "check_specs cannot be answered from here; take checks=[...], or write the check with "
             "@dg.asset_check(asset=...)."
         )
-    declared = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
-    if isinstance(declared, dg.TableSchema):
+    schema = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
+    if isinstance(schema, dg.TableSchema):
         outputs = {*enrichment.task.schema.names, enrichment.error_column, enrichment.arguments.model_column}
-        check_columns(enrichment.task, [column.name for column in declared.columns if column.name not in outputs])
+        check_columns(enrichment.task, [column.name for column in schema.columns if column.name not in outputs])
 
 
 def _check_names(enrichment: Enrichment) -> None:
-    """Refuse two columns of one name: one would overwrite the other in the table, and with it paid answers."""
-    error_column, added = enrichment.error_column, enrichment.arguments.model_column
+    """Refuse two columns of one name, of which one would overwrite the other and its paid answers."""
+    error_column, model_column = enrichment.error_column, enrichment.arguments.model_column
     outputs = enrichment.task.schema.names
     if error_column in outputs:
         raise ConfigError(
@@ -70,26 +70,27 @@ def _check_names(enrichment: Enrichment) -> None:
         "the column that says why a row failed": (error_column,),
     }
     for what, names in taken.items():
-        if added in names:
-            raise ConfigError(f"model_column={added!r} is also {what}; give model_column another name.")
+        if model_column in names:
+            raise ConfigError(f"model_column={model_column!r} is also {what}; give model_column another name.")
 
 
 def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | ConfigError:
     """Translate an `error` of `@dg.asset` about an unknown argument into one with a suggestion.
 
-    `own` are the arguments of `llm_asset` itself.
+    `own` are the arguments of `llm_asset` itself. Other errors are returned as they are.
     """
-    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if found is None:
+    match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if match is None:
         return error
-    meant = _place_of(found[1])
-    if meant is None:
-        meant = did_you_mean(found[1], {*own, *inspect.signature(dg.asset).parameters})
-    return ConfigError(f"Neither llm_asset nor @dg.asset has an argument {found[1]!r}.{meant}")
+    name = match[1]
+    suggestion = _place_of(name)
+    if suggestion is None:
+        suggestion = did_you_mean(name, {*own, *inspect.signature(dg.asset).parameters})
+    return ConfigError(f"Neither llm_asset nor @dg.asset has an argument {name!r}.{suggestion}")
 
 
 def _place_of(name: str) -> str | None:
-    """Where an argument of this name belongs, if it is an argument of the prompt, the model or a run."""
+    """A sentence that says where an argument of the prompt, the model or a run belongs; `None` for other names."""
     name = {"max_tokens": "max_output_tokens"}.get(name, name)
     if name in {field.name for field in fields(Prompt)}:
         return f" It belongs to the prompt: prompt=Prompt(..., {name}=...)."
@@ -103,9 +104,9 @@ def _place_of(name: str) -> str | None:
 
 
 def code_version(task: Task, users: str | None) -> str:
-    """A hash of the prompt, its examples, the output, and the preprocessing of rows and images.
+    """The version of the `users`, if any, and a hash of the prompt, examples, output and preprocessing.
 
-    The model is the resource's, and shown in the metadata.
+    The model is not part of it, as it belongs to the resource; metadata show it.
     """
     head = [f"{message.role}:{message.content}" for message in task.prompt.head]
     parts = [task.prompt.syntax, task.prompt.source, *head, task.schema.identity.decode()]
@@ -118,25 +119,26 @@ def code_version(task: Task, users: str | None) -> str:
 
 
 def definition_metadata(enrichment: Enrichment, function: Callable[..., Any]) -> dict[str, Any]:
-    """Metadata with the prompt, the schema of an answer, their place in the code, and advice about prompt caching."""
+    """Metadata: the prompt, the schema of an answer, references to the code, and advice about prompt caching."""
     task = enrichment.task
     metadata: dict[str, Any] = {"ondine/prompt": dg.MetadataValue.md(f"~~~~text\n{task.prompt.source}\n~~~~")}
     schema = task.schema.json_schema
     if schema:
         metadata["ondine/output_schema"] = dg.MetadataValue.json(json.loads(schema))
-    if enrichment.arguments.batch_size == 1 and (advice := explain_uncacheable(task.prompt)):
+    advice = explain_uncacheable(task.prompt) if enrichment.arguments.batch_size == 1 else None
+    if advice:
         metadata["ondine/prompt_advice"] = advice
     if task.prompt.preparation:
         metadata["ondine/preparation"] = str(task.prompt.preparation)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.BetaWarning)  # a user would not know what to do about it
-        places = list(_places(enrichment.arguments.prompt, function))
-        if places:
-            metadata["dagster/code_references"] = dg.CodeReferencesMetadataValue(code_references=places)
+        warnings.simplefilter("ignore", dg.BetaWarning)  # users cannot do anything about it
+        references = list(_code_references(enrichment.arguments.prompt, function))
+        if references:
+            metadata["dagster/code_references"] = dg.CodeReferencesMetadataValue(code_references=references)
     return metadata
 
 
-def _places(prompt: str | Prompt, function: Callable[..., Any]) -> Iterator[dg.LocalFileCodeReference]:
+def _code_references(prompt: str | Prompt, function: Callable[..., Any]) -> Iterator[dg.LocalFileCodeReference]:
     code = function.__code__
     if Path(code.co_filename).is_file() and not function.__module__.startswith("ondine_dagster."):
         yield dg.LocalFileCodeReference(file_path=code.co_filename, line_number=code.co_firstlineno, label="rows")

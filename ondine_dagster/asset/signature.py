@@ -1,4 +1,4 @@
-"""The user's function wrapped for Dagster: the same parameters, and those that the step needs in addition."""
+"""Wraps the user's function for Dagster: the same parameters, and those that the step needs in addition."""
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
 import inspect
@@ -18,14 +18,15 @@ from ondine_dagster.run.step import Results, StepInput, materialize
 def wrap(
     function: Callable[..., Any], enrichment: Enrichment, resource_key: str, asset_arguments: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """A function for `@dg.asset` with the parameters of `function`, and others.
+    """A function for `@dg.asset` with the parameters of `function` and those of the step.
 
-    Inputs in `asset_arguments` that are not parameters are for `**` of `function`. With `required_resource_keys` the
-    resource comes from the context, otherwise as a parameter.
+    Inputs in `asset_arguments` that are not parameters are passed to `**` of `function`. The resource is read from the
+    context if there are `required_resource_keys`, and otherwise is a parameter.
     """
     as_parameter = not asset_arguments.get("required_resource_keys")
-    ins = dict(asset_arguments.get("ins") or {})
-    ins = {name: one for name, one in ins.items() if isinstance(one, dg.AssetIn)}  # Dagster refuses others
+    all_ins = dict(asset_arguments.get("ins") or {})
+    # Other values are left out here, and refused by Dagster.
+    ins = {name: asset_in for name, asset_in in all_ins.items() if isinstance(asset_in, dg.AssetIn)}
     own = _parameters(function, ins)
     if as_parameter and resource_key in own:
         _check_resource(function, own[resource_key])
@@ -36,27 +37,27 @@ def wrap(
     def run_step(context: dg.AssetExecutionContext, arguments: Mapping[str, Any]) -> Results:
         _check_has_run(function, context)
         llm = arguments[resource_key] if as_parameter else getattr(context.resources, resource_key)
-        own_arguments = {one.name: arguments[one.name] for one in rest if one.name in arguments}
+        own_arguments = {parameter.name: arguments[parameter.name] for parameter in rest if parameter.name in arguments}
         if context_name is not None:
             own_arguments[context_name] = context
         rows = function(**own_arguments)
         inputs = {name: value for name, value in own_arguments.items() if name in context.op_def.input_dict}
         config = arguments.get(_CONFIG)
-        given = StepInput(
+        step_input = StepInput(
             rows,
             llm,
             config if isinstance(config, LLMAssetConfig) else LLMAssetConfig(),
             inputs,
             {name: arguments[source] for name, source in labelled.items()},
         )
-        return materialize(context, enrichment, given)
+        return materialize(context, enrichment, step_input)
 
     def compute(context, **arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
         return run_step(context, arguments)
 
     added = [inspect.Parameter("context", _KIND)]
     if as_parameter and resource_key not in own:
-        # Anything may stand in for the resource, a fake among others.
+        # Any object may replace the resource, for instance a fake model.
         added.append(inspect.Parameter(resource_key, _KIND, annotation=dg.ResourceParam[object]))
     if _CONFIG not in own and "config_schema" not in asset_arguments:
         added.append(inspect.Parameter(_CONFIG, _KIND, annotation=LLMAssetConfig))
@@ -70,9 +71,9 @@ def wrap(
         for name, parameter in signature.parameters.items()
         if parameter.annotation is not inspect.Parameter.empty
     }
-    # Dagster's code references and tracebacks link the place that the code names; no `__wrapped__` changes the file.
-    place = function.__code__
-    compute.__code__ = compute.__code__.replace(co_filename=place.co_filename, co_firstlineno=place.co_firstlineno)
+    # Dagster's code references and tracebacks show the place in the code object; `__wrapped__` would not change it.
+    code = function.__code__
+    compute.__code__ = compute.__code__.replace(co_filename=code.co_filename, co_firstlineno=code.co_firstlineno)
     compute.__name__ = function.__name__
     compute.__doc__ = function.__doc__
     compute.__module__ = function.__module__
@@ -80,14 +81,14 @@ def wrap(
 
 
 def check_function(function: Any) -> None:
-    """Check that `function` returns rows and has parameters that can be given by name."""
+    """Refuse a function that cannot return rows, or has parameters that cannot be passed by name."""
     if not (inspect.isfunction(function) or inspect.ismethod(function)):
         raise ConfigError(
             f"llm_asset was given a {type(function).__name__} where a plain function that returns the rows to enrich "
             "was expected; write one with def, which may call it."
         )
-    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
-    if any(is_such(function) for is_such in kinds):
+    is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    if is_async or inspect.isgeneratorfunction(function):
         raise ConfigError(
             f"{function.__name__!r} must be a plain function that returns the rows to enrich, "
             "neither async nor a generator; the calls to the model are concurrent anyway."
@@ -112,20 +113,24 @@ _RESOURCE_MARK = typing.get_args(dg.ResourceParam[object])[1:]
 
 
 def _parameters(function: Callable[..., Any], ins: Mapping[str, dg.AssetIn]) -> dict[str, inspect.Parameter]:
-    """The parameters of `function` as keywords, their annotations resolved, so that users may import annotations.
+    """The parameters of `function` as keywords, with resolved annotations, so users may postpone annotations.
 
-    For `**inputs`, which Dagster would take for one input of that name, there are those of `ins` that are left.
+    `**inputs`, which Dagster would take for one input, is replaced by the remaining inputs of `ins` with a value.
     """
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # a type that exists for type checkers only; Dagster accepts any value for it
         hints = {}
-    named = inspect.signature(function).parameters
+    declared = inspect.signature(function).parameters
     parameters: dict[str, inspect.Parameter] = {}
-    for name, parameter in named.items():
+    for name, parameter in declared.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            valued = [left for left, given in ins.items() if left not in named and not _is_nothing(given)]
-            parameters |= {left: inspect.Parameter(left, _KIND) for left in valued}
+            remaining = [
+                input_name
+                for input_name, asset_in in ins.items()
+                if input_name not in declared and not _is_nothing(asset_in)
+            ]
+            parameters |= {input_name: inspect.Parameter(input_name, _KIND) for input_name in remaining}
             continue
         annotation = hints.get(name, parameter.annotation)
         parameters[name] = parameter.replace(
@@ -135,22 +140,25 @@ def _parameters(function: Callable[..., Any], ins: Mapping[str, dg.AssetIn]) -> 
     return parameters
 
 
-def _is_nothing(given: dg.AssetIn) -> bool:
+def _is_nothing(asset_in: dg.AssetIn) -> bool:
     """Whether an input only orders the assets and has no value."""
-    kind = given.dagster_type
+    kind = asset_in.dagster_type
     return isinstance(kind, dg.DagsterType) and kind.is_nothing
 
 
 def _labelled(
     enrichment: Enrichment, own: Mapping[str, inspect.Parameter], ins: Mapping[str, dg.AssetIn]
 ) -> dict[str, str]:
-    """The inputs of labelled rows and their sources; an asset that is an input already is not added again."""
-    keys = {}
+    """The inputs of labelled rows and the parameters that receive them.
+
+    An asset that is already an input of the function has the parameter of that input.
+    """
+    names = {}
     for name, parameter in own.items():
         if not _is_resource(parameter):
-            given = ins.get(name, dg.AssetIn())
-            keys[given.key or dg.AssetKey([*(given.key_prefix or ()), name])] = name
-    return {name: keys.get(upstream, name) for name, upstream in labelled_inputs(enrichment.checks).items()}
+            asset_in = ins.get(name, dg.AssetIn())
+            names[asset_in.key or dg.AssetKey([*(asset_in.key_prefix or ()), name])] = name
+    return {name: names.get(upstream, name) for name, upstream in labelled_inputs(enrichment.checks).items()}
 
 
 def _is_resource(parameter: inspect.Parameter) -> bool:
@@ -174,7 +182,7 @@ def _check_has_run(function: Callable[..., Any], context: dg.AssetExecutionConte
 
 
 def _check_resource(function: Callable[..., Any], parameter: inspect.Parameter) -> None:
-    """A resource may be asked for by its key; anything else of that name would be asked in its place."""
+    """Refuse a parameter with the name of the resource that is not a resource: it would replace the model."""
     if not _is_resource(parameter):
         name = parameter.name
         raise ConfigError(

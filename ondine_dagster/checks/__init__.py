@@ -1,1 +1,1 @@
-"""Asset checks: their base class, their kinds, and their results."""
+"""Asset checks: base class, types and results."""

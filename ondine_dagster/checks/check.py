@@ -1,4 +1,4 @@
-"""The base of checks: values, validated when the definitions load and evaluated after a materialization."""
+"""The base class of checks, which are validated when the definitions load and evaluated after a materialization."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ondine_core.prompts.task import Task
 from ondine_core.types.numbers import is_number
 
 _MAX_LABELS = 100
-"""Metadata is loaded with every page of the UI, so larger sets of values are not counted."""
+"""The most values that are counted, since each page of the UI loads all metadata."""
 
 Ask: TypeAlias = Callable[[Mapping[str, Sequence[Any]]], Report]
 """Asks about rows, given the columns that the prompt reads."""
@@ -37,7 +37,7 @@ CheckOutcome: TypeAlias = tuple[bool, str, Mapping[str, Any]]
 class CheckContext:
     """The data that checks evaluate.
 
-    `values` has failed and skipped rows, too; `there` says whether each row was answered. `labelled` has the labelled
+    `values` also have failed and skipped rows; `there` says whether each row was answered. `labelled` has the labelled
     rows of upstream assets, by input.
     """
 
@@ -50,7 +50,7 @@ class CheckContext:
     labelled: Mapping[str, Any] = field(default_factory=dict)
 
     def answered(self, column: str, rows: slice = slice(None)) -> Iterator[Any]:
-        """The values of an output column in those of `rows` that were answered."""
+        """The values of an output column in the answered ones of `rows`."""
         return compress(self.values[column][rows], self.there[rows])
 
 
@@ -59,13 +59,13 @@ class Check(ABC):
     """The fields and methods of every check.
 
     Args:
-        blocking: Whether a failed check stops downstream assets. It is then an error, otherwise a warning.
+        blocking: Whether a failed check stops downstream assets; it is then an error, otherwise a warning.
         name: The check's name; by default its type and column.
     """
 
     type: ClassVar[str]
     of_failures: ClassVar[bool] = False
-    """Whether the check is evaluated although the step fails because of its failed rows."""
+    """Whether the check is also evaluated if the step fails because of its failed rows."""
     blocking: Annotated[bool, Field(description="Whether a failed check stops downstream assets.")] = False
     name: Annotated[str | None, Field(description="Name of the check; by default its type and column.")] = None
 
@@ -86,7 +86,7 @@ class Check(ABC):
         return None
 
     def columns_of(self, task: Task) -> tuple[str, ...]:
-        """The output columns that the check names, all if it names none."""
+        """The output columns that the check names; all if it names none."""
         named = self.named_columns
         return task.schema.names if named is None else named
 
@@ -103,11 +103,11 @@ class Check(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """The promise, in a sentence."""
+        """The condition of the check, in a sentence."""
 
     @abstractmethod
     def evaluate(self, context: CheckContext) -> CheckOutcome:
-        """Whether a materialization keeps the promise."""
+        """Whether a materialization meets the condition."""
 
 
 def as_names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -120,9 +120,9 @@ def as_names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def closed_columns(task: Task) -> dict[str, tuple[Any, ...]]:
-    """The output columns that take a few given values only, and those values."""
-    found = ((column.name, allowed_values(column.json_schema)) for column in task.schema.columns)
-    return {name: values for name, values in found if values is not None and len(values) <= _MAX_LABELS}
+    """The output columns with a closed set of at most 100 values, and these values."""
+    allowed = {column.name: allowed_values(column.json_schema) for column in task.schema.columns}
+    return {name: values for name, values in allowed.items() if values is not None and len(values) <= _MAX_LABELS}
 
 
 def check_share(name: str, value: Any) -> None:

@@ -1,7 +1,7 @@
-"""The distribution of a column's values, and its distance from that of an earlier materialization.
+"""Compares the distribution of a column's values with that of an earlier materialization.
 
-Counts of every column with a closed set of values are metadata of each materialization, under one fixed key, with or
-without a check: so a check that is added later has something to compare with at once.
+The counts of each column with a closed set of values are metadata of every materialization, under one fixed key, also
+without a check. So a check that is added later can compare with earlier materializations at once.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ Counts: TypeAlias = Mapping[Json, int]
 """Rows by value."""
 
 _VALUES_SHOWN = 20
-_LOOKED_AT = 50
-"""Earlier materializations that are searched for one that has counts of the column."""
-_DAYS_LOOKED_AT = 10
+_MAX_MATERIALIZATIONS = 50
+"""Earlier materializations that are searched for one with counts of the column."""
+_MAX_PARTITIONS = 10
 """Earlier partitions that are searched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftCheck(Check):
-    """The values of `column` are distributed as they were before, but for a total variation distance `max_distance`.
+    """The values of `column` are distributed as before, up to a total variation distance of `max_distance`.
 
     The distance is half the sum of the differences between the shares of each value, 0 to 1: the share of rows that
-    would need another value for the two distributions to be the same. What is compared is the answered rows of this
-    materialization and of the one before: of the latest earlier partition where partitions are times, of the same
-    partition where they are not.
+    would need another value to make both distributions the same. It compares the answered rows of this materialization
+    with those of an earlier one: of the latest earlier partition if partitions are times, otherwise of the same
+    partition.
 
     Args:
         column: An output column with a closed set of values: an enum, a `Literal` or a boolean.
-        max_distance: 0 to 1.
+        max_distance: The largest distance allowed, 0 to 1.
     """
 
     type: ClassVar[str] = "drift"
@@ -91,53 +91,51 @@ class DriftCheck(Check):
         if not now:
             return True, "No row was answered.", {}
         name, before = earlier
-        found = distance(before, now)
+        measured = distance(before, now)
         metadata = {
-            "ondine/distance": round(found, 6),
+            "ondine/distance": round(measured, 6),
             "ondine/distance_by_chance": round(distance_by_chance(before, now), 6),
             "ondine/rows_before": sum(before.values()),
             "ondine/rows_now": now.total(),
             "ondine/shares": _share_table(before, now),
         }
-        description = f"The distance from {name} is {found:.4g}, at most {self.max_distance:g} is allowed."
-        return found <= self.max_distance, description, metadata
+        description = f"The distance from {name} is {measured:.4g}, at most {self.max_distance:g} is allowed."
+        return measured <= self.max_distance, description, metadata
 
 
 def _share_table(before: Counts, now: Counts) -> dg.TableMetadataValue:
-    """The shares of each value then and now, those first that differ most."""
+    """The shares of each value before and now, the largest differences first."""
     shares = sorted(_shares(before, now).items(), key=lambda share: -abs(share[1][0] - share[1][1]))
     rows = ((shown(as_label(value)), round(was, 4), round(is_, 4)) for value, (was, is_) in shares[:_VALUES_SHOWN])
     return table(rows, value="string", before="float", now="float")
 
 
 def distribution_metadata(context: CheckContext, rows: slice = slice(None)) -> dict[str, dg.MetadataValue[Any]]:
-    """How many of the answered rows among `rows` have each value, of the columns with a closed set of values."""
+    """The counts of values in the answered ones of `rows`, for the columns with a closed set of values."""
     counts = {name: Counter(context.answered(name, rows)) for name in closed_columns(context.task)}
-    pairs = {name: [[value, rows] for value, rows in found.most_common()] for name, found in counts.items()}
+    pairs = {name: [[value, count] for value, count in values.most_common()] for name, values in counts.items()}
     return {DISTRIBUTION: dg.MetadataValue.json(pairs)} if pairs else {}
 
 
 def distance(one: Counts, other: Counts) -> float:
     """The total variation distance of two distributions, 0 to 1: half the sum of the differences of their shares.
 
-    D. A. Levin, Y. Peres, "Markov Chains and Mixing Times", 2nd edition (2017), proposition 4.2. Unlike the population
-    stability index it needs no care for a value that one of the two lacks.
-
-    Each has at least one row.
+    Each distribution has at least one row. D. A. Levin, Y. Peres, "Markov Chains and Mixing Times", 2nd edition (2017),
+    proposition 4.2. Unlike the population stability index, it needs no special case for a value that one of them lacks.
     """
     return sum(abs(left - right) for left, right in _shares(one, other).values()) / 2
 
 
 def distance_by_chance(one: Counts, other: Counts) -> float:
-    """The distance to be expected of two samples of these sizes that come from one distribution, the two pooled.
+    """The expected distance of two samples of these sizes from one distribution, for which both are pooled.
 
-    The difference of two shares is about normal, and the mean of its absolute value is its standard deviation times
-    sqrt(2 / pi).
+    The difference of two shares is about normally distributed, and the mean of its absolute value is its standard
+    deviation times sqrt(2 / pi).
     """
     pooled = Counter(one) + Counter(other)
     rows = pooled.total()
     scatter = 1 / sum(one.values()) + 1 / sum(other.values())
-    shares = [found / rows for found in pooled.values()]
+    shares = [count / rows for count in pooled.values()]
     return sum(sqrt(share * (1 - share) * scatter) for share in shares) / sqrt(2 * pi)
 
 
@@ -150,17 +148,17 @@ def _shares(one: Counts, other: Counts) -> dict[Json, tuple[float, float]]:
 
 
 def _find_before(context: dg.AssetExecutionContext, column: str) -> tuple[str, Counts] | None:
-    """The materialization to compare the running one with, by its partition or run, and its counts of `column`.
+    """The name (partition or run) of the materialization to compare with, and its counts of `column`.
 
-    Of an asset whose partitions are times it is that of the latest earlier partition; of any other, the one before of
-    the same partition. A range of partitions counts as its first.
+    If partitions are times, it is that of the latest earlier partition, otherwise the one before of the same partition.
+    A range of partitions counts as its first one.
     """
     key = context.asset_key_for_output()
     for partitions in _partitions_before(context, key):
-        wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions)
-        for record in context.instance.fetch_materializations(wanted, limit=_LOOKED_AT).records:
-            made = record.asset_materialization
-            entry = made.metadata.get(DISTRIBUTION) if made else None
+        records_filter = dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions)
+        for record in context.instance.fetch_materializations(records_filter, limit=_MAX_MATERIALIZATIONS).records:
+            materialization = record.asset_materialization
+            entry = materialization.metadata.get(DISTRIBUTION) if materialization else None
             pairs = entry.value.get(column) if isinstance(entry, dg.JsonMetadataValue) else None  # type: ignore[union-attr]
             if pairs:
                 return record.partition_key or f"run {record.run_id[:8]}", dict(pairs)
@@ -178,14 +176,14 @@ def _partitions_before(context: dg.AssetExecutionContext, key: dg.AssetKey) -> I
     if earlier is None:
         yield [partition]
         return
-    made = context.instance.get_materialized_partitions(key)
-    found = [name for name in earlier if name in made]
-    for name in found[: -_DAYS_LOOKED_AT - 1 : -1]:
+    materialized = context.instance.get_materialized_partitions(key)
+    candidates = [name for name in reversed(earlier) if name in materialized]
+    for name in candidates[:_MAX_PARTITIONS]:
         yield [name]
 
 
 def _earlier_keys(definition: dg.PartitionsDefinition[Any] | None, partition: str) -> list[str] | None:
-    """The partitions before this one in time, and otherwise like it, oldest first; `None` if they are not times."""
+    """The partitions before this one in time that agree in the other dimensions, oldest first; `None` without times."""
     if isinstance(definition, dg.TimeWindowPartitionsDefinition):
         keys = definition.get_partition_keys()
         return list(keys[: keys.index(partition)]) if partition in keys else list(keys)

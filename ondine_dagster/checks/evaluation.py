@@ -1,8 +1,8 @@
-"""Checks in Dagster's terms: their declaration, their specs, and their results after a materialization.
+"""Dagster's side of checks: declarations, specs, and results after a materialization.
 
-A missing column, a threshold out of range or two checks of one name are errors when the definitions load, not after the
-rows are paid for. Results belong to the run. On a partitioned asset they are about the partition that was filled, and
-say which; the asset shows the last one.
+A missing column, a threshold out of range or two checks of one name are errors when the definitions load, before the
+rows are paid for. Results belong to the run. On a partitioned asset they are about the partition of the run, which they
+name; the asset shows the last one.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from ondine_dagster.checks.golden import labelled_input
 from ondine_dagster.checks.types import KINDS
 
 
-def fit_checks(given: Sequence[Check | Mapping[str, Any]], task: Task) -> dict[str, Check]:
-    """Checks by name, valid for the output of `task`.
+def fit_checks(declared: Sequence[Check | Mapping[str, Any]], task: Task) -> dict[str, Check]:
+    """Parse and validate checks for the output of `task`; returns them by name.
 
     A mapping has the `type` of a check and its arguments.
+
+    Raises:
+        ConfigError: One is not valid, or two have the same name.
     """
     checks: dict[str, Check] = {}
-    for one in given:
-        check: Any = _parse(one) if isinstance(one, Mapping) else one
+    for declaration in declared:
+        check: Any = _parse(declaration) if isinstance(declaration, Mapping) else declaration
         if isinstance(check, type) and issubclass(check, Check):
-            needed = [each.name for each in fields(check) if each.default is each.default_factory]
-            arguments = ", ".join(f"{name}=..." for name in needed)
+            required = [field.name for field in fields(check) if field.default is field.default_factory]
+            arguments = ", ".join(f"{name}=..." for name in required)
             raise ConfigError(f"checks has the class {check.__name__}; give a check, {check.__name__}({arguments}).")
         if not isinstance(check, Check):
             raise ConfigError(f"checks has a {type(check).__name__}; valid are {_valid_types()}.")
@@ -45,13 +48,13 @@ def fit_checks(given: Sequence[Check | Mapping[str, Any]], task: Task) -> dict[s
     return checks
 
 
-def _parse(given: Mapping[str, Any]) -> Check:
-    arguments = dict(given)
-    wanted = str(arguments.pop("type", None))
-    kind = next((kind for kind in KINDS if kind.type == wanted), None)
+def _parse(declaration: Mapping[str, Any]) -> Check:
+    arguments = dict(declaration)
+    type_name = str(arguments.pop("type", None))
+    kind = next((kind for kind in KINDS if kind.type == type_name), None)
     if kind is None:
-        raise ConfigError(f"A check has type={given.get('type')!r}; valid are {_valid_types()}.")
-    valid = [each.name for each in fields(kind)]
+        raise ConfigError(f"A check has type={declaration.get('type')!r}; valid are {_valid_types()}.")
+    valid = [field.name for field in fields(kind)]
     unknown = [name for name in arguments if name not in valid]
     if unknown:
         raise ConfigError(f"The check {kind.type!r} has no {unknown[0]!r}; valid are {', '.join(map(repr, valid))}.")
@@ -66,7 +69,7 @@ def _valid_types() -> str:
 
 
 def check_specs(checks: Mapping[str, Check], asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """Specs of `checks`, by name."""
+    """The specs of `checks`."""
     return [
         dg.AssetCheckSpec(name, asset=asset, blocking=check.blocking, description=check.describe())
         for name, check in checks.items()
@@ -74,13 +77,13 @@ def check_specs(checks: Mapping[str, Check], asset: dg.AssetKey) -> list[dg.Asse
 
 
 def labelled_inputs(checks: Mapping[str, Check]) -> dict[str, dg.AssetKey]:
-    """The inputs of the step that have labelled rows, and their assets."""
+    """The inputs of the step for labelled rows, and the assets that have the rows."""
     keys = [check.upstream for check in checks.values()]
     return {labelled_input(key): key for key in keys if key is not None}
 
 
 def check_results(checks: Mapping[str, Check], context: CheckContext) -> list[dg.AssetCheckResult]:
-    """Evaluate `checks`, by name, of a finished run."""
+    """Evaluate `checks` after a run."""
     asset = context.step.asset_key_for_output()
     results = []
     for name, check in checks.items():

@@ -1,8 +1,8 @@
-"""Checks on rows with known answers, asked like the asset's own: same prompt, model, batches and store.
+"""Checks with rows whose answers are known, asked like the asset's own rows: same prompt, model, batches and store.
 
-Their answers are stored like any others, so checking an unchanged prompt again is free. If they cannot be asked (the
-budget is used up, the labels cannot be answers), the check fails but not the step: the rows of the asset are
-answered by then.
+Their answers are stored like all others, so checking an unchanged prompt again is free. If they cannot be asked (the
+budget is used up, the labels cannot be answers), the check fails but not the step, as the rows of the asset are already
+answered.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _LABELS_SHOWN = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GoldenCheck(Check):
-    """Rows with known answers, asked like the asset's own, get these answers.
+    """The answers to labelled rows, asked like the asset's own rows, agree with the labels.
 
     Args:
         rows: The labelled rows: a frame, a mapping of column to values, a list of mappings; or the key of an asset that
-            has them. They have the columns that the prompt reads and, under the names of the output columns, labels.
-        columns: The output columns that count; by default those that the rows have labels for.
+            has them. They have the columns that the prompt reads, and labels in columns named like the output columns.
+        columns: The output columns that count; by default those for which the rows have labels.
         min_score: The score that each column has to reach, 0 to 1.
-        metric: `"accuracy"`, the share of labels that were met; or `"f1"`, the arithmetic mean of the F1 scores of all
-            labels (a column with a closed set of values only).
+        metric: `"accuracy"`, the share of rows whose answer is their label; or `"f1"`, the arithmetic mean of the F1
+            scores of all labels (a column with a closed set of values only).
     """
 
     type: ClassVar[str] = "golden"
@@ -71,7 +71,7 @@ class GoldenCheck(Check):
 
     @property
     def upstream(self) -> dg.AssetKey | None:
-        """The asset that has the rows, if they are not here."""
+        """The asset that has the rows; `None` if the check has them itself."""
         match self.rows:
             case str():
                 return dg.AssetKey.from_user_string(self.rows)
@@ -85,7 +85,7 @@ class GoldenCheck(Check):
                 return None
 
     def validate(self, task: Task) -> None:
-        """Check the arguments, and the labels of rows that are there already."""
+        """Check the arguments, and the labels of rows that the check has itself."""
         check_share("min_score", self.min_score)
         if self.metric not in get_args(Metric):
             raise ConfigError(f"metric={self.metric!r} of a golden check; valid are 'accuracy' and 'f1'.")
@@ -106,32 +106,35 @@ class GoldenCheck(Check):
         return f"Of labelled rows, {self.metric} is at least {self.min_score:.4g}."
 
     def evaluate(self, context: CheckContext) -> CheckOutcome:
-        """Ask about the labelled rows and compare."""
+        """Ask about the labelled rows, and compare the answers with the labels."""
         key, task = self.upstream, context.task
         rows = self.rows if key is None else as_one_table(context.labelled[labelled_input(key)])
         try:
             names, _, _ = read(rows, ())
             columns = self._labelled_columns(task, names)
-            _, total, given = read(rows, (*task.prompt.columns, *columns))
+            _, total, values_by_column = read(rows, (*task.prompt.columns, *columns))
             if not total:
                 return False, "There are no labelled rows.", {}
-            labels = {column.name: given[column.name] for column in task.schema.columns if column.name in columns}
+            labels = {name: values_by_column[name] for name in task.schema.names if name in columns}
             _check_labels(labels, task)
-            report = context.ask({name: given[name] for name in task.prompt.columns})
+            report = context.ask({name: values_by_column[name] for name in task.prompt.columns})
         except OndineError as error:
             return False, f"The labelled rows could not be asked: {error}", {}
         answers, answered = report.values(), list(report.outcomes.answered())
         scores = []
-        for name, wanted in labels.items():
-            known = [row for row in range(total) if wanted[row] is not None or _is_nullable(name, task)]
-            if not known:
+        for name, expected in labels.items():
+            labelled = [row for row in range(total) if expected[row] is not None or _is_nullable(name, task)]
+            if not labelled:
                 return False, f"No row has a label in {name!r}.", {}
-            columns_ = (wanted, answers[name], answered)
-            scores.append(score(name, *([values[row] for row in known] for values in columns_)))
-        return self._compare(scores, task, report)
+            compared = ([values[row] for row in labelled] for values in (expected, answers[name], answered))
+            scores.append(score(name, *compared))
+        return self._outcome(scores, task, report)
 
-    def _compare(self, scores: Sequence[Score], task: Task, report: Report) -> CheckOutcome:
-        reached = {one.column: one.accuracy if self.metric == "accuracy" else one.f1 for one in scores}
+    def _outcome(self, scores: Sequence[Score], task: Task, report: Report) -> CheckOutcome:
+        reached = {
+            column_score.column: column_score.accuracy if self.metric == "accuracy" else column_score.f1
+            for column_score in scores
+        }
         worst = min(reached, key=reached.__getitem__)
         description = (
             f"The {self.metric} of {worst!r} is {reached[worst]:.3f}, at least {self.min_score:g} is required."
@@ -146,26 +149,26 @@ class GoldenCheck(Check):
             **spend_metadata(report.spend),
             "ondine/scores": _score_table(scores, closed),
         }
-        few = [one for one in scores if one.column in closed]
-        if few:
-            metadata["ondine/labels"] = _label_table(few)
-            metadata["ondine/confusion"] = dg.MetadataValue.md("\n\n".join(map(_confusion, few)))
+        closed_scores = [column_score for column_score in scores if column_score.column in closed]
+        if closed_scores:
+            metadata["ondine/labels"] = _label_table(closed_scores)
+            metadata["ondine/confusion"] = dg.MetadataValue.md("\n\n".join(map(_confusion, closed_scores)))
         return reached[worst] >= self.min_score, description, metadata
 
     def _labelled_columns(self, task: Task, names: Sequence[str]) -> tuple[str, ...]:
-        """The output columns that count, of labelled rows with columns `names`."""
+        """The output columns that count and have labels, if `names` are the columns of the labelled rows."""
         missing = [column for column in task.prompt.columns if column not in names]
         if missing:
             raise ConfigError(f"The rows of a golden check lack {missing[0]!r}, which the prompt reads.")
-        wanted = self.columns_of(task)
-        missing = [column for column in wanted if column not in names]
+        counted = self.columns_of(task)
+        missing = [column for column in counted if column not in names]
         if self.columns is not None and missing:
             raise ConfigError(f"The rows of a golden check lack the labels {missing[0]!r}.")
-        found = tuple(column for column in wanted if column in names)
-        if not found:
-            choice = " or ".join(map(repr, wanted))
+        labelled = tuple(column for column in counted if column in names)
+        if not labelled:
+            choice = " or ".join(map(repr, counted))
             raise ConfigError(f"The rows of a golden check have no labels; name a column {choice}.")
-        return found
+        return labelled
 
 
 def labelled_input(key: dg.AssetKey) -> str:
@@ -174,21 +177,20 @@ def labelled_input(key: dg.AssetKey) -> str:
 
 
 def _check_labels(labels: Mapping[str, Sequence[Any]], task: Task) -> None:
-    """Check that each of `labels`, by output column, may be an answer; a missing one may stand everywhere."""
+    """Refuse `labels`, by output column, that cannot be answers; a label may be missing."""
     for column in task.schema.columns:
         allowed = allowed_values(column.json_schema)
         if column.name not in labels or allowed is None:
             continue
         possible = {as_label(value) for value in allowed} | {as_label(None)}
-        odd = sum(as_label(value) not in possible for value in labels[column.name])
-        if odd:
-            raise ConfigError(
-                f"{odd} labels of {column.name!r} can be no answer; those are {', '.join(map(as_label, allowed))}."
-            )
+        impossible = sum(as_label(value) not in possible for value in labels[column.name])
+        if impossible:
+            answers = ", ".join(map(as_label, allowed))
+            raise ConfigError(f"{impossible} labels of {column.name!r} can be no answer; those are {answers}.")
 
 
 def _is_nullable(name: str, task: Task) -> bool:
-    """Whether a missing label of column `name` means that null is the correct answer, and not that it is unknown."""
+    """Whether column `name` allows null: a missing label then means that null is the correct answer."""
     (schema,) = (column.json_schema for column in task.schema.columns if column.name == name)
     options = schema.get("anyOf", [schema])
     return any(option.get("type") == "null" or None in option.get("enum", ()) for option in options)
@@ -198,34 +200,33 @@ def _is_nullable(name: str, task: Task) -> bool:
 
 
 def _score_table(scores: Sequence[Score], closed: set[str]) -> dg.TableMetadataValue:
-    rows = (
-        (one.column, one.rows, round(one.accuracy, 4), round(one.f1, 4) if one.column in closed else None)
-        for one in scores
-    )
+    rows = []
+    for column_score in scores:
+        f1 = round(column_score.f1, 4) if column_score.column in closed else None
+        rows.append((column_score.column, column_score.rows, round(column_score.accuracy, 4), f1))
     return table(rows, column="string", rows="int", accuracy="float", f1="float")
 
 
 def _label_table(scores: Sequence[Score]) -> dg.TableMetadataValue:
     rows = []
-    for one in scores:
-        for label in one.labels[:_LABELS_SHOWN]:
+    for column_score in scores:
+        for label in column_score.labels[:_LABELS_SHOWN]:
             shares = (round(share, 4) for share in (label.precision, label.recall, label.f1))
-            rows.append((one.column, shown(label.label), label.expected, label.answered, *shares))
+            rows.append((column_score.column, shown(label.label), label.expected, label.answered, *shares))
     figures = {"expected": "int", "answered": "int", "precision": "float", "recall": "float", "f1": "float"}
     return table(rows, column="string", label="string", **figures)
 
 
-def _confusion(one: Score) -> str:
-    """Labels by answers, as a Markdown table; the rarer ones of many together."""
-    names = [label.label for label in one.labels]
+def _confusion(column_score: Score) -> str:
+    """A Markdown table of labels by answers; rare labels are counted together."""
+    names = [label.label for label in column_score.labels]
     kept = names if len(names) <= _LABELS_SHOWN else names[: _LABELS_SHOWN - 1]
-    rest = [f"{len(names) - len(kept)} others"] if len(kept) < len(names) else []
+    others = [f"{len(names) - len(kept)} others"] if len(kept) < len(names) else []
+    group_of = {name: name if name in kept else others[0] for name in names} | {NO_ANSWER: NO_ANSWER}
     counts = Counter[tuple[str, str]]()
-    for (label, answer), rows in one.confusion.items():
-        counts[label if label in kept else rest[0], answer if answer in kept or answer == NO_ANSWER else rest[0]] += (
-            rows
-        )
+    for (label, answer), rows in column_score.confusion.items():
+        counts[group_of[label], group_of[answer]] += rows
     unanswered = [NO_ANSWER] if any(answer == NO_ANSWER for _, answer in counts) else []
-    answers = [*kept, *rest, *unanswered]
-    lines = [[shown(label), *(counts[label, answer] or "" for answer in answers)] for label in (*kept, *rest)]
-    return markdown([f"{one.column}: label, answer →", *map(shown, answers)], lines)
+    answers = [*kept, *others, *unanswered]
+    lines = [[shown(label), *(counts[label, answer] or "" for answer in answers)] for label in (*kept, *others)]
+    return markdown([f"{column_score.column}: label, answer →", *map(shown, answers)], lines)

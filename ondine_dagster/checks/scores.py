@@ -1,7 +1,7 @@
-"""Scores of answers against known labels: accuracy, and precision, recall and F1 of each label.
+"""Scores answers against known labels: accuracy, and precision, recall and F1 of each label.
 
-A row without an answer meets no label. Values are compared as JSON has them: texts without the space around them,
-numbers as numbers (4 is 4.0), and dates and times as ISO texts; nothing else is guessed.
+A row without an answer agrees with no label. Values are compared as JSON: texts without the space around them, numbers
+as numbers (4 is 4.0), and dates and times as ISO texts; nothing else is guessed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ondine_core.types.values import Json
 
 _DATE_LENGTH = 10
 NO_ANSWER = "(no answer)"
-"""Stands for an answer in the confusion counts; a label is JSON text and never looks like it."""
+"""The answer of an unanswered row in the confusion counts; it is not JSON, so no label is equal to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """The score of one label, a JSON text: how many rows have it, got it as their answer, and both."""
+    """The counts of one label, a JSON text: rows with this label, rows with this answer, and rows with both (`met`)."""
 
     label: str
     expected: int
@@ -34,17 +34,17 @@ class LabelScore:
 
     @property
     def precision(self) -> float:
-        """Of the rows whose answer it is, the share that has it; 0 if there are none."""
+        """The share of rows with this answer that have this label; 0 if no row has the answer."""
         return self.met / self.answered if self.answered else 0.0
 
     @property
     def recall(self) -> float:
-        """Of the rows that have it, the share whose answer it is; 0 if there are none."""
+        """The share of rows with this label that have this answer; 0 if no row has the label."""
         return self.met / self.expected if self.expected else 0.0
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of the two."""
+        """The harmonic mean of precision and recall."""
         return 2 * self.met / (self.expected + self.answered)
 
 
@@ -52,7 +52,7 @@ class LabelScore:
 class Score:
     """The score of a column's answers against its labels.
 
-    `confusion` has rows by label and answer, each JSON text; the answer of a row that has none is `NO_ANSWER`.
+    `confusion` has the number of rows by label and answer, both as JSON text; rows without an answer have `NO_ANSWER`.
     """
 
     column: str
@@ -60,7 +60,7 @@ class Score:
 
     @cached_property
     def rows(self) -> int:
-        """Labelled rows."""
+        """The number of labelled rows."""
         return sum(self.confusion.values())
 
     @property
@@ -72,7 +72,8 @@ class Score:
     def f1(self) -> float:
         """The arithmetic mean of the F1 scores of all labels that were expected or answered.
 
-        The better of the two macro F1 in use: J. Opitz, S. Burst, "Macro F1 and Macro F1", arXiv:1911.03347 (2019).
+        This is the recommended one of two definitions of macro F1: J. Opitz, S. Burst, "Macro F1 and Macro F1",
+        arXiv:1911.03347 (2019).
         """
         labels = self.labels
         return sum(label.f1 for label in labels) / len(labels)
@@ -93,44 +94,41 @@ class Score:
 def score(column: str, labels: Sequence[Any], answers: Sequence[Any], answered: Sequence[bool]) -> Score:
     """Compare `answers` with `labels`, row by row.
 
-    `answered` says which rows have an answer; `None` may be one.
+    `answered` says which rows have an answer, since an answer may also be `None`.
     """
-    pairs = zip(labels, answers, answered, strict=True)
-    return Score(
-        column,
-        Counter(
-            (as_label(_like(label, answer)), as_label(answer) if there else NO_ANSWER) for label, answer, there in pairs
-        ),
-    )
+    confusion = Counter[tuple[str, str]]()
+    for label, answer, is_answered in zip(labels, answers, answered, strict=True):
+        confusion[as_label(_convert(label, answer)), as_label(answer) if is_answered else NO_ANSWER] += 1
+    return Score(column, confusion)
 
 
-def _like(label: Any, answer: Any) -> Any:
-    """A label of a type that JSON does not have as the answer has it: a decimal as a number, a timestamp as a text."""
+def _convert(label: Any, answer: Any) -> Any:
+    """Convert a label of a type that JSON lacks: a decimal to a number, a timestamp to the text of an equal answer."""
     if isinstance(label, Decimal) and isinstance(answer, int | float):
         return float(label)
-    if isinstance(label, dt.datetime) and isinstance(answer, str) and _is_at(label, answer.strip()):
+    if isinstance(label, dt.datetime) and isinstance(answer, str) and _is_same_time(label, answer.strip()):
         return answer
     return label
 
 
-def _is_at(label: dt.datetime, answer: str) -> bool:
-    """Whether a text is the date or the time of `label`; frames hold times without a zone in UTC."""
+def _is_same_time(label: dt.datetime, answer: str) -> bool:
+    """Whether a text is the date or the time of `label`; times without a zone are in UTC."""
     try:
-        at = dt.datetime.fromisoformat(answer)
+        time = dt.datetime.fromisoformat(answer)
     except ValueError:
         return False
     if len(answer) == _DATE_LENGTH:
-        return label.replace(tzinfo=None) == at
-    return label.replace(tzinfo=label.tzinfo or dt.UTC) == at.replace(tzinfo=at.tzinfo or dt.UTC)
+        return label.replace(tzinfo=None) == time
+    return label.replace(tzinfo=label.tzinfo or dt.UTC) == time.replace(tzinfo=time.tzinfo or dt.UTC)
 
 
 def shown(label: str) -> str:
-    """A label as people read it: a text without its quotes."""
+    """A label for display: a text without its quotes."""
     return str(json.loads(label)) if label.startswith('"') else label
 
 
 def as_label(value: Any) -> str:
-    """`value` as JSON text, the same for values that count as equal."""
+    """`value` as JSON text, which is the same for values that count as equal."""
     return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True)
 
 

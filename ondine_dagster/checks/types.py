@@ -1,4 +1,4 @@
-"""The kinds of checks. A new one is a class, here or in a module of its own, and its name in `KINDS`."""
+"""The types of checks. A new one is a class, here or in a module of its own, and its name in `KINDS`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ondine_dagster.reporting.metadata import table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorRateCheck(Check):
-    """At most the share `max_rate` (0 to 1) of the rows failed. It is answered also when they fail the step."""
+    """At most the share `max_rate` (0 to 1) of the rows failed; also evaluated if failed rows fail the step."""
 
     type: ClassVar[str] = "error_rate"
     of_failures: ClassVar[bool] = True
@@ -71,7 +71,7 @@ class NullRateCheck(Check):
         return f"At most {self.max_rate:.4g} of the answers are null."
 
     def evaluate(self, context: CheckContext) -> CheckOutcome:
-        """Compare the share of nulls in the column that has most."""
+        """Compare the share of nulls in the column with the most nulls."""
         nulls = {}
         for name in self.columns_of(context.task):
             missing = [value is None for value in context.answered(name)]
@@ -116,4 +116,4 @@ class CostPerRowCheck(Check):
 
 
 KINDS: tuple[type[Check], ...] = (ErrorRateCheck, NullRateCheck, CostPerRowCheck, DriftCheck, GoldenCheck)
-"""All kinds, in the order in which they are named to users."""
+"""All types of checks, in the order of messages to users."""

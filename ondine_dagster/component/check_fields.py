@@ -1,6 +1,6 @@
-"""Checks as they are written in YAML: the `type` of one and its arguments.
+"""The YAML fields of checks: the `type` of a check and its arguments.
 
-The models are made of the check classes themselves, so that a check which can be declared in Python can be written.
+The models are made from the check classes, so every check has the same arguments in YAML as in Python.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
@@ -21,16 +21,16 @@ from ondine_dagster.component.templates import OrTemplate, fill_fields
 
 def _fields_of(kind: type[Check]) -> type[BaseModel]:
     hints = typing.get_type_hints(kind, include_extras=True)
-    given: dict[str, Any] = {"type": (Literal[kind.type], Field(description="Which check it is."))}
-    for each in dataclasses.fields(kind):
-        declared, *notes = typing.get_args(hints[each.name])
+    yaml_fields: dict[str, Any] = {"type": (Literal[kind.type], Field(description="Which check it is."))}
+    for field in dataclasses.fields(kind):
+        declared, *notes = typing.get_args(hints[field.name])
         annotation: Any = Annotated[OrTemplate[declared], *notes]  # type: ignore[valid-type, misc]
-        given[each.name] = annotation, ... if each.default is dataclasses.MISSING else each.default
+        yaml_fields[field.name] = annotation, ... if field.default is dataclasses.MISSING else field.default
     model: type[BaseModel] = create_model(
         f"{kind.__name__}Fields",
         __base__=Fields,
         __doc__=inspect.getdoc(kind),
-        **given,
+        **yaml_fields,
     )
     return model
 
@@ -39,9 +39,9 @@ _ANY_CHECK: Any = Union[tuple(_fields_of(kind) for kind in KINDS)]  # noqa: UP00
 
 
 def _resolve_checks(context: dg.ResolutionContext, value: str | Sequence[BaseModel]) -> Any:
-    if isinstance(value, str):  # Dagster lets it pass, as it might have been a template; `llm_asset` says what is valid
+    if isinstance(value, str):  # Dagster accepts a text, as it may be a template; `llm_asset` refuses it
         return value
-    return [fill_fields(context.at_path(place), check) for place, check in enumerate(value)]
+    return [fill_fields(context.at_path(index), check) for index, check in enumerate(value)]
 
 
 ResolvedChecks: TypeAlias = Annotated[

@@ -1,6 +1,6 @@
-"""The YAML twin of `llm_asset`: attributes in, the same factory called, its asset out.
+"""The component that makes an `llm_asset` from attributes in YAML.
 
-The attributes are declared in `ondine_dagster/run/arguments.py`; here are those that differ in YAML.
+The attributes are declared in `ondine_dagster/run/arguments.py`; this module has those that differ in YAML.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
@@ -34,13 +34,13 @@ from ondine_dagster.run.arguments import Arguments
 
 
 def _resolver(resolved: Any, description: str) -> Any:
-    """Dagster's resolver of the type `resolved`, with another description."""
+    """Dagster's resolver of the type `resolved`, with this description."""
     _, resolver = get_args(resolved)
     return resolver.with_outer_resolver(dg.Resolver.default(description=description))
 
 
-class _Place(dg.Model):
-    """The asset's identity; a class of its own, so that these attributes come first."""
+class _AssetFields(dg.Model):
+    """The asset and its upstream; a class of its own, so that these attributes come first."""
 
     asset: Annotated[
         dg.AssetSpec, _resolver(dg.ResolvedAssetSpec, "The asset: its key, and its other properties in Dagster.")
@@ -49,7 +49,7 @@ class _Place(dg.Model):
 
 
 @dg.scaffold_with(LLMAssetScaffolder)
-class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
+class LLMAssetComponent(dg.Component, Arguments, _AssetFields, dg.Resolvable):
     """An asset whose rows a language model adds columns to: `llm_asset`, in YAML.
 
     The asset is the table `upstream` with the output columns, as `llm_asset` makes it. In a subclass, `rows` chooses
@@ -70,7 +70,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
 
     model_config = ConfigDict(defer_build=False)
 
-    # Those that are written otherwise in YAML; the others are as in `Arguments`.
+    # The attributes that have another form in YAML; `Arguments` declares the others.
     prompt: ResolvedPrompt
     output: ResolvedOutput
     clean: ResolvedCleaning = ()
@@ -88,17 +88,17 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
 
     @classmethod
     def model(cls) -> type[BaseModel]:
-        """The attributes in YAML, with the descriptions that they have in Python."""
-        written = super().model()
+        """The model of the attributes in YAML; those without a description get their docstring in Python."""
+        yaml_model = super().model()
         docstrings = {**_docstrings(Arguments), **_docstrings(LLMAssetComponent)}
         undescribed = [
-            name for name, field in written.model_fields.items() if name in docstrings and not field.description
+            name for name, field in yaml_model.model_fields.items() if name in docstrings and not field.description
         ]
         for name in undescribed:
-            written.model_fields[name].description = " ".join(docstrings[name].split())
+            yaml_model.model_fields[name].description = " ".join(docstrings[name].split())
         if undescribed:
-            written.model_rebuild(force=True)
-        return written
+            yaml_model.model_rebuild(force=True)
+        return yaml_model
 
     def get_asset_spec(self) -> dg.AssetSpec:
         """The asset's spec for Dagster."""
@@ -108,33 +108,33 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
         """The rows to enrich.
 
         Args:
-            context: The step's.
+            context: The context of the step.
             upstream: The value of the asset `upstream`.
 
         Returns:
             A pandas, polars or pyarrow frame.
         """
-        return {} if upstream is None else upstream  # of a missing partition, Dagster's IO managers load None
+        return {} if upstream is None else upstream  # Dagster's IO managers load None for a missing partition
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002
-        """The asset, and the resource it asks if it has a model of its own."""
+        """The asset, and its resource if it has a model of its own."""
         resources = {} if self.llm is None else {self._resource_key: self.llm}
         return dg.Definitions(assets=[self._asset()], resources=resources)
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
-        """As in Dagster; validation errors are raised here, where the lines of the file are known."""
+        """Resolve the attributes as Dagster does; errors get the line of the attribute in the file."""
         try:
             for name, field in cls.model_fields.items():
-                if not any(isinstance(one, dg.Resolver) for one in field.metadata):
+                if not any(isinstance(note, dg.Resolver) for note in field.metadata):
                     check_resolves(context.at_path(name), getattr(model, name))
             component: Self = super().resolve_from_model(context, model)
             check_key(component.llm)
             component._asset()
         except ValidationError as error:
-            wrong = error.errors(include_url=False)[0]
-            name = str(next(iter(wrong["loc"]), ""))
-            raise ConfigError(_located(context, f"{name}={wrong['input']!r}: {wrong['msg']}.", [name])) from None
+            first = error.errors(include_url=False)[0]
+            name = str(next(iter(first["loc"]), ""))
+            raise ConfigError(_located(context, f"{name}={first['input']!r}: {first['msg']}.", [name])) from None
         except ConfigError as error:
             raise ConfigError(_located(context, str(error), type(model).model_fields)) from None
         return component
@@ -155,7 +155,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
 
     @property
     def _resource_key(self) -> str:
-        """A model of the asset's own has a key of its own."""
+        """The resource key of the asset; an asset with a model of its own has a key of its own."""
         if self.llm is None:
             return "llm" if self.resource_key is None else self.resource_key
         return own_resource_key(self.get_asset_spec().key)
@@ -163,7 +163,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
 
 @cache
 def _docstrings(declared: type) -> Mapping[str, str]:
-    """The docstrings of the attributes of a class, read when YAML is: at import they would cost every step time."""
+    """The docstrings of a class's attributes; read when YAML is loaded, since at import they would slow every step."""
     (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(declared))).body
     body = parsed.body if isinstance(parsed, ast.ClassDef) else []
     return {
@@ -177,7 +177,7 @@ def _docstrings(declared: type) -> Mapping[str, str]:
     }
 
 
-_OF_SPEC = (
+_SPEC_FIELDS = (
     *("key", "description", "metadata", "group_name", "code_version", "owners", "kinds"),
     *("automation_condition", "partitions_def", "freshness_policy"),
 )
@@ -186,19 +186,19 @@ _OF_SPEC = (
 
 def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:
     """The fields of `spec` as arguments of `@dg.asset`."""
-    given = {name: getattr(spec, name) for name in _OF_SPEC}
-    given["deps"] = list(spec.deps)
-    given["tags"] = {name: value for name, value in spec.tags.items() if not name.startswith("dagster/kind/")}
-    return {name: value for name, value in given.items() if value}
+    arguments = {name: getattr(spec, name) for name in _SPEC_FIELDS}
+    arguments["deps"] = list(spec.deps)
+    arguments["tags"] = {name: value for name, value in spec.tags.items() if not name.startswith("dagster/kind/")}
+    return {name: value for name, value in arguments.items() if value}
 
 
 def _located(context: dg.ResolutionContext, message: str, attributes: Iterable[str]) -> str:
-    """`message` with the place in the file of the attribute that it names first, in the singular or plural."""
+    """`message` with the file and line of the first attribute that it names, in the singular or plural."""
     tree = context.source_position_tree
     if tree is None:
         return message
-    names = {word: name for name in attributes for word in (name, name.removesuffix("s"))}
-    named = [names[word] for word in re.findall(r"\w+", message) if word in names]
-    # Without the lines themselves, which may hold secrets.
+    attribute_of = {word: name for name in attributes for word in (name, name.removesuffix("s"))}
+    named = [attribute_of[word] for word in re.findall(r"\w+", message) if word in attribute_of]
+    # Without the text of the line, which may contain a secret.
     source = tree.source_error(yaml_path=[*context.path, *named[:1]], inline_error_message="", value_error=True)
     return f"{source.file_name}:{source.start_line_no} - {source.location}: {message}"

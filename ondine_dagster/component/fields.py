@@ -1,7 +1,7 @@
-"""YAML fields of a prompt, an output and a step, and what they resolve to.
+"""YAML fields of prompts, outputs, cleaning, sanitizer and step, and how they are resolved.
 
-Prompts and outputs are passed on as they are written, because braces in them are for the model; elsewhere, a text that
-is nothing but `{{ ... }}` is a template of Dagster's.
+Prompts and outputs are passed on unchanged, since braces in them are for the model. Elsewhere, a text that consists of
+`{{ ... }}` is a template of Dagster's.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
@@ -28,7 +28,7 @@ from ondine_dagster.component.templates import OrTemplate, fill, fill_fields
 
 
 class Fields(dg.Model):
-    """Base of the YAML fields; every step imports it and none reads YAML, so it is built at first use."""
+    """Base of the YAML fields, which are built at first use: each step imports them, but none reads YAML."""
 
     model_config = ConfigDict(defer_build=True)
 
@@ -109,30 +109,30 @@ def _resolve_prompt(context: dg.ResolutionContext, value: str | PromptFields) ->
 
 
 def _media(context: dg.ResolutionContext, value: MediaFields) -> MediaOptions:
-    given = fill_fields(context.at_path("media"), value)
-    if given.get("root") is not None:
-        given["root"] = context.resolve_source_relative_path(given["root"])
-    return MediaOptions(**given)
+    options = fill_fields(context.at_path("media"), value)
+    if options.get("root") is not None:
+        options["root"] = context.resolve_source_relative_path(options["root"])
+    return MediaOptions(**options)
 
 
 def _read_examples(file: Path) -> list[Any]:
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+        examples = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"Cannot read the examples in {str(file)!r} ({type(error).__name__}).") from error
-    if not isinstance(found, list):
-        raise ConfigError(f"{str(file)!r} has a {type(found).__name__} where a list of examples was expected.")
-    return found
+    if not isinstance(examples, list):
+        raise ConfigError(f"{str(file)!r} has a {type(examples).__name__} where a list of examples was expected.")
+    return examples
 
 
 def _example(example: Any) -> Example:
     match example:
         case ExampleFields():
             return example.input, example.answer
-        case {"input": given, "answer": answer, **rest} if not rest:
-            return given, answer
-        case [given, answer]:
-            return given, answer
+        case {"input": example_input, "answer": answer, **rest} if not rest:
+            return example_input, answer
+        case [example_input, answer]:
+            return example_input, answer
     raise ConfigError(
         f"An example is a pair, or a mapping of input and answer; not {json.dumps(example, default=str)}."
     )
@@ -167,7 +167,7 @@ ResolvedOutput: TypeAlias = Annotated[
     ),
 ]
 
-# -- what is done to rows before they are asked about --------------------------------------------------------------
+# -- cleaning and sanitizer ----------------------------------------------------------------------------------------
 
 
 class SanitizerFields(Fields):
@@ -224,11 +224,11 @@ class RetryFields(Fields):
 
 
 def _resolve_retry_policy(context: dg.ResolutionContext, value: RetryFields) -> dg.RetryPolicy:
-    given = fill_fields(context, value)
+    policy = fill_fields(context, value)
     for name, values in {"backoff": dg.Backoff, "jitter": dg.Jitter}.items():
-        if given.get(name):
-            given[name] = values[given[name].upper()]
-    return dg.RetryPolicy(**given)
+        if policy.get(name):
+            policy[name] = values[policy[name].upper()]
+    return dg.RetryPolicy(**policy)
 
 
 class OpFields(Fields, dg.Resolvable):
@@ -250,11 +250,11 @@ class OpFields(Fields, dg.Resolvable):
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """The given fields as arguments of `@dg.asset`."""
-        given = {
+        """The fields that are set, as arguments of `@dg.asset`."""
+        arguments = {
             "pool": self.pool,
             "op_tags": self.tags,
             "retry_policy": self.retry_policy,
             "backfill_policy": self.backfill_policy,
         }
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in arguments.items() if value is not None}

@@ -1,7 +1,7 @@
-"""A model of the asset's own in YAML: its name, or the fields of an `LLMResource`.
+"""The YAML attribute `model` of an asset: the name of a model, or the fields of an `LLMResource`.
 
-A secret is named there, never written: a text that is nothing but `{{ env.NAME }}` becomes an `EnvVar`, which is read
-when a step starts and shown nowhere. Other templates are resolved when the definitions load.
+YAML has the name of a secret's variable, never the secret: a text that consists of `{{ env.NAME }}` becomes an
+`EnvVar`, which is read when a step starts and never shown. Other templates are resolved when the definitions load.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
@@ -33,22 +33,22 @@ ModelFields = create_model(  # type: ignore[call-overload]
 )
 _TEXTS = {name for name, field in LLMResource.model_fields.items() if field.annotation in (str, str | None)}
 _READ_LATE = {*_TEXTS, "settings", "observers", "params"}
-"""The fields in which a variable of the environment is read when a step starts."""
+"""The fields whose environment variables are read when a step starts."""
 
 
 def _resolve_llm(context: dg.ResolutionContext, value: Any) -> LLMResource:
     if isinstance(value, str):
-        llm: Any = _named(value) or context.resolve_value(value)
+        llm: Any = _as_variable(value) or context.resolve_value(value)
         return llm if isinstance(llm, LLMResource) else LLMResource(model=llm)
-    given = {
-        name: _settle(context.at_path(name), part, as_it_runs=name in _READ_LATE)
+    fields = {
+        name: _resolve(context.at_path(name), part, read_late=name in _READ_LATE)
         for name, part in value.model_dump(exclude_unset=True).items()
     }
-    return LLMResource(**given)
+    return LLMResource(**fields)
 
 
 def check_key(llm: Any) -> None:
-    """Refuse a key that is written out."""
+    """Refuse a key in the YAML file itself."""
     if isinstance(llm, LLMResource) and not isinstance(llm.api_key, dg.EnvVar | None):
         raise ConfigError(
             'The api_key of the model must name a variable, as in "{{ env.OPENAI_API_KEY }}"; '
@@ -56,21 +56,23 @@ def check_key(llm: Any) -> None:
         )
 
 
-def _settle(context: dg.ResolutionContext, value: Any, *, as_it_runs: bool) -> Any:
-    """`value` with its templates resolved; with `as_it_runs`, environment variables are resolved when the step runs."""
+def _resolve(context: dg.ResolutionContext, value: Any, *, read_late: bool) -> Any:
+    """`value` with its templates resolved; with `read_late`, environment variables are only read when the step runs."""
     match value:
-        case str() if as_it_runs and (variable := _named(value)):
-            return variable
+        case str():
+            variable = _as_variable(value) if read_late else None
+            return context.resolve_value(value) if variable is None else variable
         case dict():
-            return {name: _settle(context.at_path(name), part, as_it_runs=as_it_runs) for name, part in value.items()}
+            return {name: _resolve(context.at_path(name), part, read_late=read_late) for name, part in value.items()}
         case list():
-            return [_settle(context.at_path(i), part, as_it_runs=as_it_runs) for i, part in enumerate(value)]
+            return [_resolve(context.at_path(index), part, read_late=read_late) for index, part in enumerate(value)]
     return context.resolve_value(value)
 
 
-def _named(value: str) -> dg.EnvVar | None:
-    found = _VARIABLE.fullmatch(value)
-    return dg.EnvVar(found["dotted"] or found["called"]) if found else None
+def _as_variable(template: str) -> dg.EnvVar | None:
+    """The variable in a template of an environment variable; `None` for any other text."""
+    match = _VARIABLE.fullmatch(template)
+    return dg.EnvVar(match["dotted"] or match["called"]) if match else None
 
 
 _VARIABLE = re.compile(r"""\s*\{\{\s*env(?:\.(?P<dotted>\w+)|\(\s*(['"])(?P<called>\w+)\2\s*\))\s*\}\}\s*""")

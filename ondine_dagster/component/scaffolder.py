@@ -1,7 +1,7 @@
 """`dg scaffold defs ondine_dagster.LLMAssetComponent my_asset`: writes a file for the asset and one for its prompt.
 
-It asks no questions. The files load as soon as `upstream` names an asset of the project; then only the prompt is left
-to change.
+It asks no questions. The files load as soon as `upstream` names an asset of the project; then only the prompt has to be
+changed.
 """
 
 import json
@@ -59,7 +59,7 @@ attributes:
   output:  # the columns to add: a type each, or a JSON schema
     sentiment: {{type: string, enum: [positive, negative, neutral]}}
     topic: string
-  {asked}
+  {model_line}
   batch_size: 1  # rows in one call
   # max_cost_usd: 5  # hard cap for one materialization
   # op: {{pool: llm}}
@@ -72,17 +72,16 @@ requirements:
 
 
 def _in_yaml(type_name: str, key: str, fields: ScaffoldFields) -> str:
-    asked = {"resource_key": fields.resource_key} if fields.resource_key else {"model": fields.model}
-    ((name, value),) = asked.items()
-    text = _YAML.format(
-        type_name=type_name, key=_plain(key), upstream=_plain(fields.upstream), asked=f"{name}: {_plain(value)}"
-    )
-    server = None if fields.resource_key else SERVERS.get(fields.model.partition("/")[0])
+    if fields.resource_key:
+        model_line, server = f"resource_key: {_plain(fields.resource_key)}", None
+    else:
+        model_line, server = f"model: {_plain(fields.model)}", SERVERS.get(fields.model.partition("/")[0])
+    text = _YAML.format(type_name=type_name, key=_plain(key), upstream=_plain(fields.upstream), model_line=model_line)
     return text + (_REQUIREMENTS.format(variable=server.keys[0]) if server and server.needs_key else "")
 
 
 def _plain(value: str) -> str:
-    """`value` as YAML, in quotes where it needs them."""
+    """`value` as YAML, in quotes if it needs them."""
     text: str = yaml.safe_dump(value, width=10_000, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
@@ -106,24 +105,29 @@ def load(context: dg.ComponentLoadContext) -> {name}:
             "sentiment": {{"type": "string", "enum": ["positive", "negative", "neutral"]}},
             "topic": "string",
         }},
-        {asked},
+        {model_argument},
     )
 '''
 
 
 def _in_python(type_name: str, key: str, fields: ScaffoldFields) -> str:
     module, _, name = type_name.rpartition(".")
-    ours = {"Prompt"} if fields.resource_key else {"LLMResource", "Prompt"}
-    imports = [] if module == "ondine_dagster" else [f"from {module} import {name}"]
-    imports += [f"from ondine_dagster import {', '.join(sorted(ours if imports else {*ours, name}))}"]
+    names = {"Prompt"}
+    imports = []
     if fields.resource_key:
-        asked = f"resource_key={json.dumps(fields.resource_key)}"
+        model_argument = f"resource_key={json.dumps(fields.resource_key)}"
     else:
-        asked = f"llm=LLMResource(model={json.dumps(fields.model)})"
+        names.add("LLMResource")
+        model_argument = f"llm=LLMResource(model={json.dumps(fields.model)})"
+    if module == "ondine_dagster":
+        names.add(name)
+    else:
+        imports.append(f"from {module} import {name}")
+    imports.append(f"from ondine_dagster import {', '.join(sorted(names))}")
     return _PYTHON.format(
         imports="\n".join(sorted(imports)),
         name=name,
         key=json.dumps(key),
         upstream=json.dumps(fields.upstream.split("/")),
-        asked=asked,
+        model_argument=model_argument,
     )

@@ -1,4 +1,4 @@
-"""Dagster's templates in YAML, `{{ ... }}`: their values, and the check that they have one."""
+"""Resolves Dagster's templates in YAML, `{{ ... }}`, and checks that they have a value."""
 
 import os
 import re
@@ -20,28 +20,25 @@ OrTemplate: TypeAlias = Union[T, Annotated[str, Field(pattern=r"^\s*\{\{[\s\S]*\
 
 
 def fill_fields(context: dg.ResolutionContext, written: BaseModel) -> dict[str, Any]:
-    """The fields that are given, each template replaced by its value, which is checked as if it had been written."""
+    """The fields that are set, with templates replaced by their values, which are validated like written ones."""
     filled = fill(context, written.model_dump(exclude_unset=True))
     return type(written).model_validate(filled).model_dump(exclude_unset=True)
 
 
 def fill(context: dg.ResolutionContext, value: Any) -> Any:
-    """`value`, with every text that is a template replaced by its value."""
+    """`value` with all templates in it replaced by their values."""
     match value:
         case str() if _TEMPLATE.fullmatch(value):
             return _resolve(context, value)
         case Mapping():
             return {name: fill(context.at_path(name), part) for name, part in value.items()}
         case list():
-            return [fill(context.at_path(place), part) for place, part in enumerate(value)]
+            return [fill(context.at_path(index), part) for index, part in enumerate(value)]
     return value
 
 
 def check_resolves(context: dg.ResolutionContext, value: Any) -> None:
-    """Check that templates in an attribute, or in the values of a mapping, have a value.
-
-    A literal null is not a template.
-    """
+    """Refuse a template without a value in an attribute, or in the values of a mapping; a literal null is accepted."""
     match value:
         case str() if _TEMPLATE.fullmatch(value):
             _resolve(context, value)
@@ -51,11 +48,11 @@ def check_resolves(context: dg.ResolutionContext, value: Any) -> None:
 
 
 def _resolve(context: dg.ResolutionContext, template: str) -> Any:
-    """The value of `template`. Dagster gives null for an unset variable, which would mean no cap or no rule."""
-    found: Any = context.resolve_value(template)
-    if found is None:
+    """The value of `template`; not null, Dagster's value of an unset variable, which would mean no cap or no rule."""
+    value: Any = context.resolve_value(template)
+    if value is None:
         attribute = ".".join(str(part) for part in context.path if part != "attributes")
         unset = [name for name in _ENV.findall(template) if name not in os.environ]
         why = f"the variable {unset[0]!r} is not set" if unset else "what it names is null"
         raise ConfigError(f"{attribute}={template!r} stands for nothing: {why}. Set it, or leave the attribute out.")
-    return found
+    return value

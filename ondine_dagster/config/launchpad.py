@@ -1,6 +1,6 @@
-"""Run config: the fields that the Launchpad shows, and what they change.
+"""Run config: the fields that the Launchpad shows, and their effect.
 
-They apply to one run only and do not change what an answer means, so every later run can reuse the answers of a
+They apply to one run only and do not change the meaning of an answer, so later runs can reuse the answers of a
 configured run.
 """
 
@@ -120,7 +120,8 @@ class LLMAssetConfig(StrictConfig):
 def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, opened: bool) -> tuple[ModelSpec, Options]:
     """Apply the run config to the model spec and the options.
 
-    A model that is `opened` already cannot be replaced.
+    Raises:
+        ConfigError: The config names another model, but the model is already `opened`.
     """
     policy = options.policy
     if config.retry_failed_rows is not None:

@@ -1,4 +1,4 @@
-"""Configs that refuse unknown names, unlike Dagster's own: a misspelt cap would be no cap."""
+"""Configs that refuse unknown names, unlike Dagster's own, which would ignore a misspelt cap."""
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of config classes.
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ class StrictConfig(dg.Config):
             known = set(cls.model_fields) | {field.alias for field in cls.model_fields.values() if field.alias}
             for name in given:
                 if name not in known:
-                    meant = _ELSEWHERE.get(name)
-                    hint = f" Did you mean {meant!r}?" if meant in known else did_you_mean(name, known)
+                    equivalent = _EQUIVALENTS.get(name)
+                    hint = f" Did you mean {equivalent!r}?" if equivalent in known else did_you_mean(name, known)
                     raise ConfigError(
                         f"{cls.__name__} has no field {name!r}.{hint} Valid are {', '.join(sorted(known))}."
                     )
@@ -32,16 +32,13 @@ class StrictConfig(dg.Config):
 
 
 def plain_texts(given: Any) -> dict[str, str]:
-    """The fields that were given as texts, without an `EnvVar`, which is a text as well but has only a name.
-
-    What is no mapping has none; Pydantic refuses it.
-    """
-    return {
-        name: value for name, value in dict(given if isinstance(given, Mapping) else ()).items() if type(value) is str
-    }
+    """The fields with a text, but not with an `EnvVar`, which is also a text; empty if `given` is not a mapping."""
+    if not isinstance(given, Mapping):
+        return {}  # Pydantic refuses it
+    return {name: value for name, value in given.items() if type(value) is str}
 
 
-_ELSEWHERE = {
+_EQUIVALENTS = {
     "api_base": "base_url",
     "max_cost_usd": "budgets",
     "rpm": "requests_per_minute",
@@ -50,4 +47,4 @@ _ELSEWHERE = {
     **dict.fromkeys(("extra_body", "metadata", "seed", "stop", "top_p", "user"), "params"),
     **dict.fromkeys(("api_version", "default_headers", "extra_headers", "organization", "project"), "settings"),
 }
-"""Names that others use, and the field that has it here."""
+"""Names in other libraries, and the equivalent field here."""

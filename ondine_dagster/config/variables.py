@@ -1,7 +1,7 @@
-"""Variables of the environment in the fields of a resource: `dg.EnvVar`, read when a step starts.
+"""Environment variables in the fields of a resource (`dg.EnvVar`), which are read when a step starts.
 
-Dagster reads them itself where a field is a text or a whole number without bounds. Numbers with bounds, fractions,
-choices and values inside a mapping or list reach the step as `{"env": NAME}`, into which Dagster converts an `EnvVar`.
+Dagster reads variables in fields that are texts or whole numbers without bounds. In other fields (numbers with bounds,
+fractions, choices, and values inside mappings and lists) an `EnvVar` reaches the step as `{"env": NAME}`.
 """
 
 # No `from __future__ import annotations` here: Pydantic reads the annotations made in this module.
@@ -29,8 +29,8 @@ class _OrVariable:
         return core_schema.no_info_wrap_validator_function(_validate, handler.generate_schema(self._kind))
 
 
-def no_flag(value: Any) -> Any:
-    """Pydantic would take `true` for 1."""
+def refuse_bool(value: Any) -> Any:
+    """Refuse a bool in a number's place, which Pydantic would take for 0 or 1."""
     if isinstance(value, bool):
         raise ValueError(f"{str(value).lower()} is not a number; write how many")  # noqa: TRY004  (what Pydantic reports)
     return value
@@ -49,7 +49,7 @@ def _validate(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 
 
 def keep_int_variables(value: Any) -> Any:
-    """`value` with each `EnvVar.int` as a mapping with its type, because Dagster would pass on only its name."""
+    """`value` with each `EnvVar.int` as a mapping that has its type, since Dagster would pass on only its name."""
     match value:
         case dict():
             return {key: keep_int_variables(part) for key, part in value.items()}
@@ -59,7 +59,7 @@ def keep_int_variables(value: Any) -> Any:
 
 
 def read_variables(value: Any) -> Any:
-    """`value` with the variables inside its mappings and lists replaced by what they are set to."""
+    """`value` with the variables in it, also inside mappings and lists, replaced by their values."""
     name = name_of(value)
     if name is not None:
         return _read(name)
@@ -74,7 +74,7 @@ def read_variables(value: Any) -> Any:
 
 
 def name_of(value: Any) -> str | None:
-    """The name of the variable that `value` stands for; `None` for any other value."""
+    """The name of the variable that `value` refers to; `None` if it is not a variable."""
     match value:
         case dg.EnvVar():
             return value.env_var_name
@@ -84,10 +84,10 @@ def name_of(value: Any) -> str | None:
 
 
 def _read(name: str) -> str:
-    found = os.environ.get(name)
-    if found is None:
+    value = os.environ.get(name)
+    if value is None:
         raise ConfigError(f"A setting names the variable {name!r}, which is not set.")
-    return found
+    return value
 
 
 def _read_int(name: str) -> int:
@@ -106,11 +106,11 @@ if TYPE_CHECKING:
     PromptCacheField: TypeAlias = PromptCache
     DurabilityField: TypeAlias = Durability
 else:
-    # `Any` for Dagster, which checks values before Pydantic does and does not accept a variable in their place.
-    Positive = Annotated[Any, _OrVariable(Annotated[float, BeforeValidator(no_flag), Field(gt=0)])]
-    NonNegative = Annotated[Any, _OrVariable(Annotated[float, BeforeValidator(no_flag), Field(ge=0)])]
-    AtLeastOne = Annotated[Any, _OrVariable(Annotated[float, BeforeValidator(no_flag), Field(ge=1)])]
-    Count = Annotated[Any, _OrVariable(Annotated[int, BeforeValidator(no_flag), Field(gt=0)])]
+    # `Any`, since Dagster checks values before Pydantic does, and would refuse a variable.
+    Positive = Annotated[Any, _OrVariable(Annotated[float, BeforeValidator(refuse_bool), Field(gt=0)])]
+    NonNegative = Annotated[Any, _OrVariable(Annotated[float, BeforeValidator(refuse_bool), Field(ge=0)])]
+    AtLeastOne = Annotated[Any, _OrVariable(Annotated[float, BeforeValidator(refuse_bool), Field(ge=1)])]
+    Count = Annotated[Any, _OrVariable(Annotated[int, BeforeValidator(refuse_bool), Field(gt=0)])]
     TierField = Annotated[Any, _OrVariable(Tier)]
     PromptCacheField = Annotated[Any, _OrVariable(PromptCache)]
     DurabilityField = Annotated[Any, _OrVariable(Durability)]

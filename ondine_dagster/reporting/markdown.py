@@ -1,4 +1,4 @@
-"""Rows as Markdown, for the metadata that people read in Dagster's UI."""
+"""Writes rows as Markdown tables for metadata in Dagster's UI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN_IN_PLACE = 999
 class Picture:
     """A picture in a cell.
 
-    `url` is a `data:` URL of ours, which has none of the characters that Markdown reads; `alt` is shown in its place.
+    `url` is a `data:` URL of ours, without characters of Markdown's syntax; `alt` is the alternative text.
     """
 
     url: str
@@ -32,20 +32,20 @@ def preview(
     in_full: bool = False,
     described: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> str:
-    """The first rows of `table` as a Markdown table of `names`; fewer if they are long, unless `in_full`.
+    """The first rows of `table` as a Markdown table of the columns `names`; fewer if they are long, unless `in_full`.
 
-    `described` has the columns whose cells are not shown as they stand, and what is shown of a cell.
+    `described` has functions that describe the cells of some columns, which are shown instead.
     """
-    columns = [frame_of(table).get_column(name).head(rows).to_list() for name in names]
-    for place, name in enumerate(names):
-        if described and name in described:
-            columns[place] = list(map(described[name], columns[place]))
+    columns = []
+    for name in names:
+        column = frame_of(table).get_column(name).head(rows).to_list()
+        columns.append(list(map(described[name], column)) if described and name in described else column)
     cells = list(zip(*columns, strict=True))
     return markdown(names, cells) if in_full else in_place(names, cells)
 
 
 def in_place(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table of the first `rows`, at least one, that Dagster shows without a click."""
+    """A Markdown table of the first `rows`, at least one, as many as Dagster shows without a click."""
     text = markdown(header, rows)
     while len(text) > SHOWN_IN_PLACE and text.count("\n") > _LINES_OF_ONE_ROW:
         text = text.rpartition("\n")[0]
@@ -65,16 +65,16 @@ def _line(cells: Iterable[str]) -> str:
 
 _CELL_LENGTH = 160
 _LINKED = re.compile(r"(?:https?|ftp|mailto|xmpp):|www(?=\.)|[\w.+-](?=@)", re.IGNORECASE)
-"""Text that GitHub's Markdown turns into a link without any markup; escaping does not prevent it."""
+"""Text that GitHub's Markdown turns into a link without markup, which escaping does not prevent."""
 _WORD_JOINER = "\u2060"
-"""Has no width, and ends what would be an address."""
+"""A character without width, which ends an address."""
 _LINES_OF_ONE_ROW = 2
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, Picture):
         return f"![{_escape(value.alt)}]({value.url})"
-    if isinstance(value, list) and any(isinstance(one, Picture) for one in value):
+    if isinstance(value, list) and any(isinstance(item, Picture) for item in value):
         return " ".join(map(_cell, value))
     text = str(_without_bytes(value))
     if not isinstance(value, str) and text in ("None", "nan", "NaT", "<NA>"):
@@ -85,17 +85,17 @@ def _cell(value: Any) -> str:
 
 
 def _escape(text: str) -> str:
-    """The text of a row, escaped: no link, no picture, no markup."""
+    """Text of a row, escaped so that it makes no link, picture or other markup."""
     return _LINKED.sub(f"\\g<0>{_WORD_JOINER}", re.sub(r"([\\`*_\[\]<>|!~#])", r"\\\1", text))
 
 
 def _without_bytes(value: Any) -> Any:
-    """`value` with the length of bytes in their place: they are files, and no text."""
+    """`value` with the number of bytes in the place of bytes, which are contents of files and not texts."""
     if isinstance(value, bytes | bytearray | memoryview):
         return _Unquoted(f"{len(value):,} bytes")
     if isinstance(value, dict):
-        return {name: _without_bytes(one) for name, one in value.items()}
-    return [_without_bytes(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: _without_bytes(item) for name, item in value.items()}
+    return [_without_bytes(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class _Unquoted(str):

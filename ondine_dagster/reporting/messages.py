@@ -1,4 +1,4 @@
-"""Messages of calls as Markdown, sanitized as they are sent, for people to read in Dagster's UI."""
+"""Writes the messages of calls as Markdown for Dagster's UI, sanitized as they are sent."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ondine_dagster.reporting.thumbnails import describe
 
 _MAX_SHOWN = 5
 _FRAME = 40
-"""Characters around a message, at the most usual."""
+"""Characters that the Markdown around a message usually takes, at most."""
 _CUT = " […] "
 
 
 def shown_messages(calls: Sequence[Call]) -> str:
-    """The messages of `calls`, what all of them begin with once, as short as Dagster shows without a click.
+    """The messages of `calls`, with their common beginning once, short enough for Dagster to show without a click.
 
-    Texts that are too long are cut in the middle; of many examples the first are shown.
+    Long texts are cut in the middle; of many examples only the first are shown.
     """
     if not calls:
         return ""
@@ -29,21 +29,27 @@ def shown_messages(calls: Sequence[Call]) -> str:
     most = _MAX_SHOWN - len(own)
     left_out = len(head) - most
     shown = [*head[:most], *own]
-    # The short ones leave their room to the long ones.
-    room, lengths = SHOWN_IN_PLACE - _FRAME * (len(shown) + 1), sorted(len(message.content) for message in shown)
-    max_length = 0
-    for number, length in enumerate(lengths):
-        max_length = room // (len(lengths) - number)
-        if length <= max_length:
-            room -= length
-    parts = [_block(message, max(max_length, len(_CUT) + 2)) for message in shown]
+    max_length = max(_max_length(shown), len(_CUT) + 2)
+    parts = [_block(message, max_length) for message in shown]
     if left_out > 0:
         parts.insert(len(head[:most]), f"(and {left_out} messages of examples)")
     return "\n".join(parts)
 
 
+def _max_length(messages: Sequence[Message]) -> int:
+    """The length to which long messages are cut; they share the room that short messages leave."""
+    room = SHOWN_IN_PLACE - _FRAME * (len(messages) + 1)
+    lengths = sorted(len(message.content) for message in messages)
+    max_length = 0
+    for number, length in enumerate(lengths):
+        max_length = room // (len(lengths) - number)
+        if length <= max_length:
+            room -= length
+    return max_length
+
+
 def _describe_media(message: Message, call: Call) -> Message:
-    """`message` with a few words in the place of each image and document."""
+    """`message` with a description in the place of each image and document."""
     if not call.media:
         return message
     parts = split_media(message.content, call.media)
@@ -54,8 +60,8 @@ def _describe_media(message: Message, call: Call) -> Message:
 
 def _block(message: Message, max_length: int) -> str:
     text = _cut(message.content, max_length)
-    # Longer than any in the text, so that nothing in it ends the block.
-    fence = "~" * max([3, *(len(found) + 1 for found in re.findall("~+", text))])
+    # Longer than all runs of `~` in the text, so that none of them ends the block.
+    fence = "~" * max([3, *(len(run) + 1 for run in re.findall("~+", text))])
     return f"**{message.role}**\n{fence}text\n{text}\n{fence}"
 
 

@@ -1,7 +1,7 @@
-"""A run in Dagster's terms: metadata with one fixed numeric key a metric, progress, and failures.
+"""Metadata of runs, dry runs and batch jobs, progress, and failures, for Dagster.
 
-Only integers and floats are drawn as plots, and a key that changes its name or type breaks the line. So keys are fixed,
-and an unknown figure is left out, never written as 0.
+Dagster draws only integers and floats as plots, and a key whose name or type changes breaks the line. So each metric
+has one fixed key, and an unknown figure is left out, never written as 0.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def reasons_metadata(report: Report) -> dict[str, Any]:
 
 
 def table(rows: Iterable[Sequence[Any]], /, **columns: str) -> dg.TableMetadataValue:
-    """Rows as a table whose `columns` have these types."""
+    """Rows as a table; `columns` are the names and types of its columns."""
     records = [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows]
     return dg.MetadataValue.table(records, dg.TableSchema([dg.TableColumn(*column) for column in columns.items()]))
 
@@ -92,15 +92,16 @@ def table(rows: Iterable[Sequence[Any]], /, **columns: str) -> dg.TableMetadataV
 def progress_metadata(progress: Progress) -> dict[str, Any]:
     """The figures of a run that is in progress, failed or was terminated.
 
-    They have separate keys, because with those of a finished run a plot over materializations would also show them.
+    They have keys of their own, since plots over materializations would otherwise also show them.
     """
     figures = {"ondine/summary": progress_line(progress), **_figures(progress)}
     return {f"ondine/progress/{key.removeprefix('ondine/')}": figure for key, figure in figures.items()}
 
 
 def summary(rows: int, failed: int, skipped: int, *details: str) -> str:
-    """One line about a table: rows, how many failed and were skipped, and what else there is to say of it."""
-    return ", ".join((f"{rows:,} rows", f"{failed:,} failed", *([f"{skipped:,} skipped"] if skipped else []), *details))
+    """One line about a table: the numbers of rows, of failed and of skipped ones, and further `details`."""
+    skipped_part = [f"{skipped:,} skipped"] if skipped else []
+    return ", ".join((f"{rows:,} rows", f"{failed:,} failed", *skipped_part, *details))
 
 
 def _summary(progress: Progress) -> str:
@@ -130,7 +131,7 @@ def _figures(progress: Progress) -> dict[str, Any]:
 
 
 def spend_metadata(spend: Spend) -> dict[str, Any]:
-    """Calls, tokens and money."""
+    """The figures of calls, tokens and cost."""
     metadata: dict[str, Any] = {
         "ondine/requests": spend.calls,
         "ondine/requests_unknown": spend.unknown,
@@ -150,7 +151,7 @@ def spend_metadata(spend: Spend) -> dict[str, Any]:
 
 
 def progress_line(progress: Progress) -> str:
-    """How far a run is, for the log."""
+    """The progress of a run in one line, for the log."""
     parts = [f"{progress.rows_done:,} of {progress.rows_total:,} rows", progress.pace]
     if progress.remaining_s:
         parts.append(f"about {progress.remaining_s:,.0f} s left")
@@ -164,9 +165,9 @@ def progress_line(progress: Progress) -> str:
 
 
 def partition_keys(context: dg.AssetExecutionContext) -> Sequence[str]:
-    """The partitions of the asset that the run fills; none for an asset without, whatever others of the run have."""
-    in_partitions = context.has_partition_key or context.has_partition_key_range
-    return context.partition_keys if in_partitions and context.assets_def.partitions_def is not None else ()
+    """The partitions of the asset that the run fills; empty if the asset is not partitioned, even if the run is."""
+    is_partitioned = context.has_partition_key or context.has_partition_key_range
+    return context.partition_keys if is_partitioned and context.assets_def.partitions_def is not None else ()
 
 
 def row_count(context: dg.AssetExecutionContext, rows: int) -> dict[str, int]:
@@ -184,9 +185,9 @@ _ADDED_UP = (
 
 
 def share_of(figures: Mapping[str, Any], rows: slice, rows_total: int, failed: int, skipped: int) -> dict[str, Any]:
-    """The figures of a partition that has `rows` of a run, `failed` of which failed and `skipped` were skipped.
+    """The figures of a partition with the slice `rows` of a run, of which `failed` failed and `skipped` were skipped.
 
-    Rows are counted; the spend of the run is divided in proportion to the rows, so that partitions add up to the run.
+    The spend of the run is divided in proportion to the rows, so the figures of partitions add up to those of the run.
     """
     start: int = rows.start
     stop: int = rows.stop
@@ -194,7 +195,7 @@ def share_of(figures: Mapping[str, Any], rows: slice, rows_total: int, failed: i
 
     def part(figure: float) -> float:
         if isinstance(figure, int):
-            # The difference of two whole numbers: shares that are rounded one by one would not add up.
+            # A difference of rounded numbers, since separately rounded shares would not add up.
             return figure * stop // total - figure * start // total
         return figure * length / total
 
@@ -221,42 +222,43 @@ def share_of(figures: Mapping[str, Any], rows: slice, rows_total: int, failed: i
 # -- a dry run -----------------------------------------------------------------------------------------------------
 
 
-def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
+def estimate_metadata(estimate: Estimate, spec: ModelSpec) -> dict[str, Any]:
     """The estimated figures of a run."""
-    least, likely, most = found.output_tokens
+    least, likely, most = estimate.output_tokens
     metadata: dict[str, Any] = {
-        "ondine/summary": estimate_line(found),
+        "ondine/summary": estimate_line(estimate),
         "ondine/dry_run": True,
         "ondine/model": spec.model,
-        "ondine/estimated_rows": found.rows,
-        "ondine/estimated_rows_reused": found.rows_reused,
-        "ondine/estimated_rows_skipped": found.rows_skipped,
-        "ondine/estimated_unique_prompts": found.prompts,
-        "ondine/estimated_requests": found.calls,
-        "ondine/estimated_input_tokens": found.input_tokens,
+        "ondine/estimated_rows": estimate.rows,
+        "ondine/estimated_rows_reused": estimate.rows_reused,
+        "ondine/estimated_rows_skipped": estimate.rows_skipped,
+        "ondine/estimated_unique_prompts": estimate.prompts,
+        "ondine/estimated_requests": estimate.calls,
+        "ondine/estimated_input_tokens": estimate.input_tokens,
         "ondine/estimated_output_tokens": likely,
         "ondine/estimated_output_tokens_least": least,
         "ondine/estimated_output_tokens_most": most,
-        "ondine/estimated_reasoning_tokens": found.reasoning_tokens.likely,
-        "ondine/cost_known": found.usd is not None,
+        "ondine/estimated_reasoning_tokens": estimate.reasoning_tokens.likely,
+        "ondine/cost_known": estimate.usd is not None,
     }
-    if found.usd is not None:
+    if estimate.usd is not None:
         keys = ("ondine/estimated_cost_usd_least", "ondine/estimated_cost_usd", "ondine/estimated_cost_usd_most")
-        metadata |= zip(keys, map(float, found.usd), strict=True)
-    if len(found.usd_by_tier) > 1:
-        max_call_s = {tier: replace(spec, tier=tier).max_call_s for tier in found.usd_by_tier} | {"batch": _BATCH_JOB_S}
-        rows = ((tier, *map(float, usd), max_call_s[tier]) for tier, usd in found.usd_by_tier.items())
+        metadata |= zip(keys, map(float, estimate.usd), strict=True)
+    if len(estimate.usd_by_tier) > 1:
+        max_call_s = {tier: replace(spec, tier=tier).max_call_s for tier in estimate.usd_by_tier}
+        max_call_s["batch"] = _BATCH_JOB_S
+        rows = ((tier, *map(float, usd), max_call_s[tier]) for tier, usd in estimate.usd_by_tier.items())
         metadata["ondine/estimated_cost_by_tier"] = table(
             rows, tier="string", usd_least="float", usd="float", usd_most="float", call_s_most="float"
         )
-    if found.sample:
-        metadata["ondine/messages"] = dg.MetadataValue.md(shown_messages(found.sample))
-    if found.advice:
-        metadata["ondine/prompt_advice"] = found.advice
-    if found.limited_by:
-        metadata["ondine/batches_limited_by"] = found.limited_by
-    if found.least_s:
-        metadata["ondine/estimated_duration_s_least"] = round(found.least_s, 1)
+    if estimate.sample:
+        metadata["ondine/messages"] = dg.MetadataValue.md(shown_messages(estimate.sample))
+    if estimate.advice:
+        metadata["ondine/prompt_advice"] = estimate.advice
+    if estimate.limited_by:
+        metadata["ondine/batches_limited_by"] = estimate.limited_by
+    if estimate.least_s:
+        metadata["ondine/estimated_duration_s_least"] = round(estimate.least_s, 1)
     return metadata
 
 
@@ -264,28 +266,30 @@ _BATCH_JOB_S = 86_400.0
 """Providers promise the answers of a batch job within a day."""
 
 
-def estimate_line(found: Estimate) -> str:
+def estimate_line(estimate: Estimate) -> str:
     """The estimated figures of a run in one line for the log."""
-    least, likely, most = found.output_tokens
+    least, likely, most = estimate.output_tokens
+    thinking = estimate.reasoning_tokens.likely
     parts = [
-        f"{found.rows:,} rows, {found.prompts:,} unique prompts, {found.rows_reused:,} rows answered already",
-        f"{found.calls:,} calls, {found.input_tokens:,} input tokens, about {likely:,} output ({least:,} to {most:,})"
-        + (f", about {found.reasoning_tokens.likely:,} of them thinking" if found.reasoning_tokens.likely else ""),
-        _price_line(found.usd),
+        f"{estimate.rows:,} rows, {estimate.prompts:,} unique prompts, {estimate.rows_reused:,} rows answered already",
+        f"{estimate.calls:,} calls, {estimate.input_tokens:,} input tokens, "
+        f"about {likely:,} output ({least:,} to {most:,})"
+        + (f", about {thinking:,} of them thinking" if thinking else ""),
+        _price_line(estimate.usd),
     ]
-    if len(found.usd_by_tier) > 1:
-        tiers = ", ".join(f"{tier} ${usd.likely:.4f}" for tier, usd in found.usd_by_tier.items())
+    if len(estimate.usd_by_tier) > 1:
+        tiers = ", ".join(f"{tier} ${usd.likely:.4f}" for tier, usd in estimate.usd_by_tier.items())
         parts.append(f"at each tier about {tiers}")
-    if found.rows_unaskable:
-        parts.append(f"{found.rows_unaskable:,} rows that no prompt can be made of")
-    if found.rows_skipped:
-        parts.append(f"{found.rows_skipped:,} rows skipped, since a column that the prompt reads is null or blank")
-    if found.advice:
-        parts.append(found.advice.removesuffix("."))
-    if found.limited_by:
-        parts.append(found.limited_by.removesuffix("."))
-    if found.least_s:
-        parts.append(f"at least {found.least_s:,.0f} s at the rates that are set")
+    if estimate.rows_unaskable:
+        parts.append(f"{estimate.rows_unaskable:,} rows that no prompt can be made of")
+    if estimate.rows_skipped:
+        parts.append(f"{estimate.rows_skipped:,} rows skipped, since a column that the prompt reads is null or blank")
+    if estimate.advice:
+        parts.append(estimate.advice.removesuffix("."))
+    if estimate.limited_by:
+        parts.append(estimate.limited_by.removesuffix("."))
+    if estimate.least_s:
+        parts.append(f"at least {estimate.least_s:,.0f} s at the rates that are set")
     return f"Dry run, nothing was asked: {'; '.join(parts)}."
 
 
@@ -311,8 +315,8 @@ def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
         "ondine/job/requests_done": sum(job.done for job in jobs),
         "ondine/job/rows_left": error.rows_left,
     }
-    nothing: Decimal | None = Decimal(0)
-    held_usd = reduce(add_usd, (job.at_most_usd for job in jobs), nothing)
+    zero: Decimal | None = Decimal(0)
+    held_usd = reduce(add_usd, (job.at_most_usd for job in jobs), zero)
     if held_usd is not None:
         metadata["ondine/job/held_usd"] = float(held_usd)
     rows = (
@@ -343,25 +347,24 @@ def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
 
 
 def failure(error: OndineError, progress: Progress | None) -> dg.Failure:
-    """`error` as a failed step. What only a person can mend is not retried."""
+    """The `Failure` of a step because of `error`; Dagster may retry it unless a person has to fix the cause."""
     metadata = progress_metadata(progress) if progress else {}
-    for_good = isinstance(error, BudgetExhaustedError | ConfigError | FatalError)
+    may_retry = not isinstance(error, BudgetExhaustedError | ConfigError | FatalError)
     if isinstance(error, FailedRowsError):
-        for_good = not error.retry_helps
-    return dg.Failure(f"{type(error).__name__}: {error}", metadata=metadata, allow_retries=not for_good)
+        may_retry = error.retry_helps
+    return dg.Failure(f"{type(error).__name__}: {error}", metadata=metadata, allow_retries=may_retry)
 
 
 def lineage(
     columns: Sequence[str], asked: Sequence[str], outputs: Sequence[str], upstream: Mapping[dg.AssetKey, Sequence[str]]
 ) -> dg.TableColumnLineage:
-    """Where each column comes from.
+    """The lineage of `columns`: each of the `outputs` depends on all columns that are `asked` about.
 
-    Each of the `outputs` depends on all columns that are `asked` about. A column of an upstream asset is taken to be
-    the column of the same name.
+    Other columns depend on the columns of the same name in upstream assets.
     """
 
     def sources(names: Sequence[str]) -> list[dg.TableColumnDep]:
         return [dg.TableColumnDep(key, name) for name in names for key, columns in upstream.items() if name in columns]
 
     deps = {name: sources(asked if name in outputs else [name]) for name in columns}
-    return dg.TableColumnLineage({name: found for name, found in deps.items() if found})
+    return dg.TableColumnLineage({name: column_deps for name, column_deps in deps.items() if column_deps})

@@ -1,7 +1,7 @@
-"""A small picture of what a run wrote: how often each value occurs, column by column, as an SVG inside Markdown.
+"""Draws how often each value of the output columns occurs, as a small SVG inside Markdown.
 
-It is short and written by hand: Dagster shows Markdown in place up to 999 characters, and a plotting package would cost
-every step half a second. Its colours can be read on a light and on a dark page.
+The SVG is written here and short: Dagster shows Markdown in place up to 999 characters, and a plotting package would
+cost every step half a second. Its colours are readable on light and dark pages.
 """
 
 from __future__ import annotations
@@ -33,13 +33,11 @@ _Bar: TypeAlias = tuple[str, int, str]
 
 
 def distributions(columns: Mapping[str, Sequence[Any]], failed: int = 0, skipped: int = 0) -> str | None:
-    """A picture of the values of `columns` as Markdown; `None` when no column repeats its values.
+    """A picture of the values of `columns` as Markdown; `None` if no column can be drawn.
 
-    A column of texts is drawn if it has few different ones, a column of numbers always, in ranges where there are many.
-    Rows that failed or were skipped and answers without a value have bars of their own.
-
-    Of the first four columns that can be drawn, it has as many as Dagster shows without a click. `failed` and `skipped`
-    count the rows that have no value for that reason.
+    A column of texts is drawn if it has at most eight different ones, a column of numbers always, in ranges if it has
+    more. Failed and skipped rows, which `failed` and `skipped` count, and answers without a value have bars of their
+    own. Of the first four columns that can be drawn, the picture has as many as Dagster shows without a click.
     """
     counted = {name: _bars(values, failed, skipped) for name, values in columns.items()}
     shown = [(name, bars) for name, bars in counted.items() if bars][:_MAX_COLUMNS]
@@ -72,7 +70,7 @@ _PLAIN = " !$&()*+,-./:;=@_~'"
 
 
 def _bars(values: Sequence[Any], failed: int, skipped: int) -> list[_Bar]:
-    """The bars of a column; empty if a plot of it would show nothing."""
+    """The bars of a column; empty if it cannot be drawn."""
     bars = [(label, count, _FILL) for label, count in _count(values)]
     if not bars:
         return []
@@ -82,33 +80,33 @@ def _bars(values: Sequence[Any], failed: int, skipped: int) -> list[_Bar]:
 
 
 def _count(values: Sequence[Any]) -> list[tuple[str, int]]:
-    """Labels and counts; empty for a column whose plot would show nothing."""
-    # A number without bounds has no place in a picture.
-    known = [
-        value
-        for value in values
-        if value is not None and not (isinstance(value, int | float) and not abs(value) < _HUGE)
-    ]
-    scalars = all(isinstance(value, str | int | float | bool) for value in known)
-    found = Counter(known) if scalars else Counter[Any]()
-    if not found:
+    """Labels and counts of the bars of a column's values; empty if they cannot be drawn."""
+    drawable = [value for value in values if value is not None and not _is_unbounded(value)]
+    if not all(isinstance(value, str | int | float | bool) for value in drawable):
         return []
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
-    if len(found) <= _MAX_VALUES:
-        pairs = sorted(found.items()) if numbers else found.most_common()
+    counts = Counter(drawable)
+    are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in counts)
+    if len(counts) <= _MAX_VALUES:
+        pairs = sorted(counts.items()) if are_numbers else counts.most_common()
         return [(_label(value), count) for value, count in pairs]
-    return _ranges(found) if numbers else []
+    return _ranges(counts) if are_numbers else []
 
 
-def _ranges(found: Mapping[float, int]) -> list[tuple[str, int]]:
-    low, high = min(found), max(found)
+def _is_unbounded(value: Any) -> bool:
+    """Whether `value` is an infinite or huge number, or not a number (NaN), which have no place in a picture."""
+    return isinstance(value, int | float) and not abs(value) < _HUGE
+
+
+def _ranges(counts: Mapping[float, int]) -> list[tuple[str, int]]:
+    """Labels and counts of eight ranges of equal width."""
+    low, high = min(counts), max(counts)
     width = (high - low) / _BINS
     bins = [0] * _BINS
-    for value, count in found.items():
+    for value, count in counts.items():
         bins[min(_BINS - 1, int((value - low) / width))] += count
     return [(f"{low + number * width:.4g} to {low + (number + 1) * width:.4g}", n) for number, n in enumerate(bins)]
 
 
 def _label(value: Any) -> str:
-    text = "".join(sign if sign.isprintable() else " " for sign in str(value))  # XML takes no others
+    text = "".join(character if character.isprintable() else " " for character in str(value))  # XML refuses others
     return text if len(text) <= _LABEL_LENGTH else f"{text[: _LABEL_LENGTH - 1]}…"

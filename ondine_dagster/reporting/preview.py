@@ -1,7 +1,7 @@
-"""Rows and answers as metadata, which all users of the Dagster UI can read.
+"""Shows rows and answers as metadata, which all users of the Dagster UI can read.
 
-Where rows are sanitized, they are shown as the model saw them and answers as it gave them: metadata is read by more
-people than the table is.
+Sanitized rows are shown as the model saw them, and answers as the model gave them, since more people can read metadata
+than the table.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _ROWS, _ROWS_IN_FULL = 10, 50
 def shown_rows(asked: AskedRows, table: nw.DataFrame[Any], *, in_full: bool = False) -> str:
     """The first rows of a run as a Markdown table.
 
-    `table` has the same rows, enriched. With `in_full`, more of them are shown, however long the text gets.
+    `table` has the same rows, enriched. With `in_full` it shows more rows, without a limit on the length of the text.
     """
     prompt, report, error_column = asked.task.prompt, asked.report, asked.error_column
-    # The reasons come last, since Dagster cuts a wide table off at the right; they have a table of their own.
+    # The reasons come last, since Dagster cuts wide tables off at the right, and reasons have a table of their own.
     names = [*asked.task.schema.names, *prompt.columns]
     if report.progress.rows_failed and error_column is not None:
         names.append(error_column)
@@ -57,8 +57,8 @@ def shown_rows(asked: AskedRows, table: nw.DataFrame[Any], *, in_full: bool = Fa
 def shown_failures(asked: AskedRows) -> str | None:
     """The first rows that failed as a Markdown table, each with the reason; `None` if none did."""
     prompt, outcomes = asked.task.prompt, asked.report.outcomes
-    found = ((index, failure) for index, failure in enumerate(outcomes.failures()) if failure is not None)
-    failures = dict(islice(found, _ROWS))
+    indexed = ((index, failure) for index, failure in enumerate(outcomes.failures()) if failure is not None)
+    failures = dict(islice(indexed, _ROWS))
     if not failures:
         return None
     names = prompt.columns
@@ -75,7 +75,7 @@ def shown_failures(asked: AskedRows) -> str | None:
 
 
 def _described(prompt: CompiledPrompt) -> Mapping[str, Callable[[Any], Any]]:
-    """Descriptions of cells with images or documents, by column."""
+    """The functions that describe cells with images or documents, by column."""
     reader = prompt.reader
     if reader is None:
         return {}
@@ -85,7 +85,7 @@ def _described(prompt: CompiledPrompt) -> Mapping[str, Callable[[Any], Any]]:
 def _preprocessed(row: Mapping[str, Any], prompt: CompiledPrompt) -> Mapping[str, Any]:
     try:
         values = prompt.prepare(row).values
-    except Exception:  # noqa: BLE001  (a step of the user's, or a file, could not be read: the row was not asked)
+    except Exception:  # noqa: BLE001  (a file or a step of the user's failed, so the row was not asked)
         return {}
     return {name: _describe_media(value) for name, value in values.items()}
 

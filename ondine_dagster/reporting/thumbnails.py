@@ -1,14 +1,14 @@
-"""Images and documents in Dagster's UI: in a few words, and as thumbnails of the first rows.
+"""Shows images and documents in Dagster's UI: descriptions, and thumbnails of the first rows.
 
-Metadata stays in Dagster's event log and is read by more people than the table is. So it holds no byte of a file: a
-thumbnail is decoded and drawn anew, small, for a few rows; and no address that a row names is given to a browser.
+Metadata stay in Dagster's event log, and more people can read them than the table. So they contain no bytes of a file
+(a thumbnail is decoded and drawn anew, small, for a few rows), and no browser receives an address from a row.
 """
 
 from __future__ import annotations
 
 import os
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -28,7 +28,7 @@ _MAX_IN_CELL = 3
 _SIDES_PX = (96, 64)
 _QUALITY = 60
 _MAX_CHARACTERS = 6_000
-"""Of one thumbnail; one that is longer is drawn smaller, or not at all."""
+"""The longest thumbnail; a longer one is drawn smaller, or not at all."""
 _MAX_IN_ALL = 40_000
 _MAX_PIXELS = 25_000_000
 """Larger images are not decoded for a thumbnail."""
@@ -40,10 +40,7 @@ _FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 
 
 def describe(media: Media, name: str = "") -> str:
-    """An image or document in a few words, as in "image, 640 x 480, 23 kB".
-
-    `name` is that of its file, if it is to be shown.
-    """
+    """A description of an image or document, as in "image, 640 x 480, 23 kB"; `name` is the name of its file."""
     parts = [f"{media.kind} {name}".strip()]
     if media.url is not None:
         parts = [f"{media.kind} at {_host_of(media.url)}"]
@@ -57,16 +54,18 @@ def describe(media: Media, name: str = "") -> str:
 
 
 def describe_cell(cell: Any, kind: MediaKind, reader: MediaReader) -> str | None:
-    """A cell with images or documents in a few words; nothing if it is missing."""
+    """A description of a cell with images or documents; `None` if the cell is empty."""
     try:
-        found = reader.read(cell, kind)
+        content = reader.read(cell, kind)
     except MediaError:
         return f"{kind} {_name_of(cell)}".strip() + ", cannot be read"
-    if isinstance(found, Gallery):
-        shown = [describe(one) for one in found.items[:_MAX_IN_CELL]]
-        more = len(found) - len(shown)
-        return "; ".join([*shown, *([f"and {more} more"] if more else [])])
-    return describe(found, _name_of(cell)) if isinstance(found, Media) else found
+    if isinstance(content, Gallery):
+        descriptions = list(map(describe, content.items[:_MAX_IN_CELL]))
+        more = len(content) - len(descriptions)
+        if more:
+            descriptions.append(f"and {more} more")
+        return "; ".join(descriptions)
+    return describe(content, _name_of(cell)) if isinstance(content, Media) else content
 
 
 def _name_of(cell: Any) -> str:
@@ -92,7 +91,7 @@ def _size(size: int) -> str:
     return f"{size / 1000:.0f} kB" if size < 1_000_000 else f"{size / 1_000_000:.1f} MB"  # noqa: PLR2004
 
 
-# -- drawn ---------------------------------------------------------------------------------------------------------
+# -- thumbnails ----------------------------------------------------------------------------------------------------
 
 
 def draw(media: Media) -> Picture | None:
@@ -126,7 +125,7 @@ def _shrink(data: bytes, side: int) -> bytes:
 
 @dataclass(slots=True)
 class _ThumbnailSheet:
-    """Draws thumbnails as long as there is room for them, in metadata that stays in the event log."""
+    """Draws thumbnails up to a total number of characters, since metadata stay in the event log."""
 
     left: int = _MAX_IN_ALL
     drawn: int = 0
@@ -134,13 +133,13 @@ class _ThumbnailSheet:
     def cell(self, cell: Any, kind: MediaKind, reader: MediaReader) -> Any:
         """The thumbnails of a cell, or its description."""
         try:
-            found = reader.read(cell, kind)
+            content = reader.read(cell, kind)
         except MediaError:
             return describe_cell(cell, kind, reader)
-        if not isinstance(found, Media | Gallery):
-            return found
-        items = found.items[:_MAX_IN_CELL] if isinstance(found, Gallery) else (found,)
-        return [self._draw(one) or describe(one) for one in items]
+        if not isinstance(content, Media | Gallery):
+            return content
+        items = content.items[:_MAX_IN_CELL] if isinstance(content, Gallery) else (content,)
+        return [self._draw(media) or describe(media) for media in items]
 
     def _draw(self, media: Media) -> Picture | None:
         picture = draw(media) if self.left >= _MAX_CHARACTERS else None
@@ -159,9 +158,10 @@ def shown_thumbnails(table: nw.DataFrame[Any], prompt: CompiledPrompt, outputs: 
     if not images or prompt.reader is None or prompt.is_sanitized or find_spec("PIL") is None:
         return None
     head, sheet = table.head(_ROWS), _ThumbnailSheet()
-    columns: Mapping[str, Iterable[Any]] = {name: head.get_column(name).to_list() for name in (*images, *outputs)}
-    cells = [
-        [sheet.cell(value, "image", prompt.reader) if name in images else value for name, value in row]
-        for row in (list(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    ]
-    return markdown(list(columns), cells) if sheet.drawn else None
+    names = list(dict.fromkeys((*images, *outputs)))
+    rows = zip(*(head.get_column(name).to_list() for name in names), strict=True)
+    cells = []
+    for row in rows:
+        values = zip(names, row, strict=True)
+        cells.append([sheet.cell(value, "image", prompt.reader) if name in images else value for name, value in values])
+    return markdown(names, cells) if sheet.drawn else None

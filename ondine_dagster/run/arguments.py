@@ -1,6 +1,6 @@
 """The arguments of `llm_asset` and the attributes of its component, each declared once.
 
-A further argument is a field of `Arguments` and a line of `LLMAssetArguments`, which has the same for type checkers:
+A new argument is a field of `Arguments` and a line of `BuildArguments`, which repeats the fields for type checkers:
 these do not read the fields of a model as keywords.
 """
 
@@ -27,7 +27,7 @@ from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import ModelSpec, OnMissing, PromptCache, RetriedReason, Tier
 from ondine_dagster.checks.check import Check
 from ondine_dagster.config.answer_by import ANSWER_BY, is_answer_by
-from ondine_dagster.config.variables import no_flag
+from ondine_dagster.config.variables import refuse_bool
 from ondine_dagster.resource import LLMResource
 
 OnRowError: TypeAlias = Literal["null", "drop", "raise"]
@@ -38,10 +38,9 @@ PartitionBy: TypeAlias = str | Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Must:
-    """Which values of an argument are valid.
+    """A test of the values of an argument, and the valid values in words.
 
-    Python's own message for most mistakes is that two types cannot be compared; this one names the argument and the
-    valid values.
+    Its error names the argument and the valid values; Python's own would mostly be that two types cannot be compared.
     """
 
     is_valid: Callable[[Any], bool]
@@ -61,7 +60,7 @@ def _is_filled(value: Any) -> bool:
 
 
 def _is_resource_key(value: Any) -> bool:
-    # It becomes a parameter of the step, beside these two.
+    # It becomes a parameter of the step, which also has these two.
     usable = isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)
     return usable and value not in {"context", "config"}
 
@@ -83,7 +82,7 @@ def _named(choice: Any) -> str:
     return f"one of {', '.join(map(repr, get_args(choice)))}"
 
 
-_Count = Annotated[int, Field(ge=1), BeforeValidator(no_flag)]
+_Count = Annotated[int, Field(ge=1), BeforeValidator(refuse_bool)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _OnDisagreement: TypeAlias = Literal["lower", "stop"]
 _FLAG = _Must(lambda value: isinstance(value, bool), "True or False")
@@ -92,7 +91,7 @@ _FLAG = _Must(lambda value: isinstance(value, bool), "True or False")
 class Arguments(dg.Model):
     """The arguments of `llm_asset`, `build_llm_asset` and `LLMAssetComponent`, besides those of `@dg.asset`."""
 
-    # The component is built; of this class only the fields are read.
+    # Only the fields of this class are read; Pydantic builds the component.
     model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
 
     prompt: Annotated[
@@ -204,24 +203,28 @@ _MODEL = _Must(
 )
 
 
-def check_values(given: Mapping[str, Any]) -> None:
-    """Check arguments of `llm_asset` by themselves, before anything is made of them."""
+def check_values(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of `llm_asset` that are not valid, before they are used.
+
+    Raises:
+        ConfigError: One is not valid, or two contradict each other.
+    """
     for name, field in Arguments.model_fields.items():
-        if name in given:
+        if name in arguments:
             for must in field.metadata:
                 if isinstance(must, _Must):
-                    must.check(name, given[name])
-    _MODEL.check("model", given.get("model"))
-    checks = given.get("checks", ())
+                    must.check(name, arguments[name])
+    _MODEL.check("model", arguments.get("model"))
+    checks = arguments.get("checks", ())
     if isinstance(checks, str | Mapping) or not isinstance(checks, Iterable):
-        # Without its value, which may hold labelled rows.
+        # Without the value, which may contain labelled rows.
         raise ConfigError(
             f"checks is a {type(checks).__name__}; it must be a list of checks, also for a single one: checks=[...]."
         )
-    if given.get("model") is not None and given.get("resource_key") is not None:
-        raise ConfigError(f"resource_key={given['resource_key']!r} and a model of its own; give one of the two.")
-    disagreement = given.get("on_disagreement", "lower")
-    if disagreement != "lower" and given.get("calibrate") is None:
+    if arguments.get("model") is not None and arguments.get("resource_key") is not None:
+        raise ConfigError(f"resource_key={arguments['resource_key']!r} and a model of its own; give one of the two.")
+    disagreement = arguments.get("on_disagreement", "lower")
+    if disagreement != "lower" and arguments.get("calibrate") is None:
         raise ConfigError(
             f"on_disagreement={disagreement!r} is about calibrating, which calibrate=None leaves out; say how many "
             "rows to calibrate with, as in calibrate=50."
@@ -265,7 +268,7 @@ class _AssetArguments(TypedDict, total=False):
 
 
 class BuildArguments(_AssetArguments, total=False):
-    """What `build_llm_asset` passes on to `llm_asset`, besides `prompt` and `output`."""
+    """The arguments that `build_llm_asset` passes on to `llm_asset`, besides `prompt` and `output`."""
 
     answer_by: str | float | None
     batch_format: str

@@ -1,7 +1,7 @@
-"""Failed rows as an asset beside the enriched one: with reason, model, attempts and cost.
+"""The asset of failed rows beside the enriched one, with reason, model, attempts and cost.
 
-Both come from one step. The failed rows are stored before it is decided whether they are too many, so that they can be
-read even if they fail the step.
+One step makes both. The failed rows are stored before the step fails because there are too many of them, so they can be
+read also then.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Column
 from ondine_dagster.checks.check import Check
 from ondine_dagster.checks.evaluation import check_specs
-from ondine_dagster.frames import FAILED_COLUMNS, AskedRows, column_schema, failed_rows, slices
+from ondine_dagster.frames import FAILED_COLUMNS, AskedRows, column_schema, failed_rows, partition_slices
 from ondine_dagster.reporting.metadata import lineage, reasons_metadata, row_count, summary
 from ondine_dagster.reporting.preview import shown_failures
 
 FAILED_OUTPUT = "failed"
 """Name of the step's second output; the first is Dagster's own, `result`."""
 
-_SHARED = (
+_STEP_ARGUMENTS = (
     *("ins", "deps", "config_schema", "required_resource_keys", "resource_defs", "hooks", "backfill_policy", "op_tags"),
     *("retry_policy", "pool", "partitions_def", "compute_kind"),
 )
-"""Arguments of `@dg.asset` that are about the step; the others are in the asset's spec."""
+"""Arguments of `@dg.asset` for the step; the others are in the asset's spec."""
 
 
 def define(
@@ -39,10 +39,10 @@ def define(
     *,
     failed_rows: bool,
 ) -> dg.AssetsDefinition:
-    """The asset that `compute` fills: the enriched rows, and the failed ones if `failed_rows` are wanted."""
+    """The asset of `compute`: the enriched rows, and with `failed_rows` also the asset of the failed ones."""
     if arguments.get("io_manager_def") is not None and (failed_rows or checks):
         raise ConfigError("An asset with checks or failed_rows takes io_manager_key, not io_manager_def.")
-    # A dry run fills nothing.
+    # A dry run has no output.
     asset: dg.AssetsDefinition = dg.asset(**{"output_required": False, **arguments})(compute)
     if not (failed_rows or checks):
         return asset
@@ -54,7 +54,7 @@ def define(
     failed = alone.replace_attributes(
         key=dg.AssetKey([*key.path[:-1], f"{key.path[-1]}_failed"]),
         description=f"The rows of {key.to_user_string()} that have no answer, and why.",
-        # Where and how an IO manager stores an asset may be in its metadata: `partition_expr`, `schema`.
+        # IO managers read metadata such as `partition_expr` and `schema`.
         metadata={name: value for name, value in spec.metadata.items() if not name.startswith(("dagster/", "ondine/"))},
         automation_condition=None,
         freshness_policy=None,
@@ -70,7 +70,7 @@ def define(
         check_specs=check_specs(checks, key),
         internal_asset_deps=deps,
         can_subset=True,  # otherwise checks must have a result, also in a dry run
-        **{name: arguments[name] for name in _SHARED if name in arguments},
+        **{name: arguments[name] for name in _STEP_ARGUMENTS if name in arguments},
     )
     return decorate(compute)
 
@@ -89,10 +89,10 @@ def failed_rows_result(
         "dagster/column_schema": column_schema(table, added),
         "dagster/column_lineage": lineage(asked.frame.columns, (), (), upstream),
     }
-    # Rows with the same prompt share one failure, and evenly what it cost.
+    # Rows with the same prompt share one failure and its cost.
     sharing = Counter(id(failure) for failure in report.outcomes.failures() if failure is not None)
     if len(lengths) > 1:
-        for partition, rows in slices(lengths):
+        for partition, rows in partition_slices(lengths):
             share = _figures(asked.part(rows), sharing)
             share["dagster/partition_row_count"] = share["ondine/rows_failed"]
             context.add_asset_metadata(share, asset_key=key, partition_key=partition)
@@ -102,15 +102,15 @@ def failed_rows_result(
 
 
 def _figures(asked: AskedRows, sharing: Mapping[int, int]) -> dict[str, Any]:
-    """How many rows failed of those that were not skipped, which, why, and what that cost.
+    """The figures of the failed rows: number, preview, reasons and cost.
 
-    `sharing` has the number of rows that share a failure, by its id.
+    `sharing` has the number of rows that share a failure, by the `id` of the failure.
     """
     outcomes = asked.report.outcomes
     failures = [failure for failure in outcomes.failures() if failure is not None]
-    skipped = sum(one is not None for one in outcomes.skipped())
+    skipped = sum(row is not None for row in outcomes.skipped())
     reasons = Counter(failure.reason for failure in failures)
-    costs = [None if one.cost_usd is None else one.cost_usd / sharing[id(one)] for one in failures]
+    costs = [None if failure.cost_usd is None else failure.cost_usd / sharing[id(failure)] for failure in failures]
     usd = None if None in costs else sum(filter(None, costs), Decimal(0))
     cost = [] if usd is None else [f"${usd:.4f}"]
     preview = shown_failures(asked)
@@ -128,26 +128,25 @@ def _figures(asked: AskedRows, sharing: Mapping[int, int]) -> dict[str, Any]:
 
 
 def replay_failed_rows_job(asset: dg.AssetsDefinition, name: str | None = None, **arguments: Any) -> Any:
-    """A job that asks again the rows of an `llm_asset` that have no answer, and no others.
+    """A job that asks again about the rows of an `llm_asset` that have no answer.
 
-    It materializes the asset: known answers are read from the store, so that only failed rows (and new upstream rows)
-    are asked, for any value of the asset's `retry_failed_rows`. Launch it for the partitions with failed rows,
-    or on a schedule.
+    It materializes the asset: known answers are read from the store, so only failed rows (and new upstream rows) are
+    asked, whatever the asset's `retry_failed_rows`. Launch it for the partitions with failed rows, or on a schedule.
 
     Args:
         asset: The asset, with or without `failed_rows=True`.
         name: Name of the job; by default `replay_<asset>`.
-        **arguments: Everything else `dg.define_asset_job` takes.
+        **arguments: The other arguments of `dg.define_asset_job`.
 
     Returns:
         A job for `dg.Definitions(jobs=[...])`.
 
     Raises:
-        ConfigError: `asset` is no asset definition.
+        ConfigError: `asset` is not an asset definition.
     """
-    given: Any = asset
-    if not isinstance(given, dg.AssetsDefinition):
-        raise ConfigError(f"replay_failed_rows_job({given!r}): give the asset itself, as llm_asset returned it.")
+    untyped: Any = asset
+    if not isinstance(untyped, dg.AssetsDefinition):
+        raise ConfigError(f"replay_failed_rows_job({untyped!r}): give the asset itself, as llm_asset returned it.")
     selection = dg.AssetSelection.assets(asset)
     config_type: Any = asset.op.config_schema.config_type if asset.op.config_schema else None
     if "retry_failed_rows" in getattr(config_type, "fields", ()):

@@ -1,7 +1,7 @@
 """Assigns the rows of a table to partitions: by the value of a column, or by a hash of it.
 
-An upstream table without partitions is loaded whole by every partition of the asset that reads it; the rows of one are
-picked here. A table without natural partitions can be cut into shards, so that several runs share the work.
+Each partition of an asset loads the whole table of an upstream asset without partitions, and this module selects the
+rows of the partition. A table without natural partitions can be divided into shards, so several runs share the work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dagster_shared.check import CheckError
 
 from ondine_core.errors import ConfigError
 from ondine_core.types.numbers import is_whole
-from ondine_dagster.frames import is_only_numbered, joined
+from ondine_dagster.frames import concat_partitions, has_default_index
 from ondine_dagster.reporting.metadata import partition_keys
 from ondine_dagster.run.arguments import PartitionBy
 
@@ -39,8 +39,8 @@ _SHARD = re.compile(r"(\d+)-of-(\d+)")
 def shards(count: int) -> dg.StaticPartitionsDefinition:
     """`count` partitions for a table without natural partitions: `"1-of-16"`, `"2-of-16"`, ...
 
-    With `partition_by="id"`, a hash of a row's id decides its shard: the same in every process and
-    Python, and about as many rows in each. Another `count` deals the rows anew; no answer is asked again for it.
+    With `partition_by="id"`, a hash of a row's id decides its shard: the same one in every process and Python, and
+    about as many rows in each shard. Another `count` distributes the rows anew, and asks nothing again.
 
     Raises:
         ConfigError: `count` is not at least 1.
@@ -51,7 +51,7 @@ def shards(count: int) -> dg.StaticPartitionsDefinition:
 
 
 def check_partition_by(partition_by: PartitionBy | None, partitions: dg.PartitionsDefinition[Any] | None) -> None:
-    """Check that `partition_by` names a column for each dimension of `partitions`."""
+    """Refuse a `partition_by` that does not name a column for each dimension of `partitions`."""
     if partition_by is None:
         if any(map(_is_sharded, _dimensions(partitions))):
             raise ConfigError(
@@ -84,39 +84,40 @@ def rows_by_partition(
     partitions: dg.PartitionsDefinition[Any],
     keys: Sequence[str],
 ) -> dict[str, nw.DataFrame[Any]]:
-    """The rows of `frame` that belong to each of the partitions `keys`, in their order.
+    """The rows of `frame` in each of the partitions `keys`, in the order of `keys`.
 
-    With partitions of time a row belongs where its date, date-time or ISO 8601 text falls (one without a time zone is
-    taken to be in that of the partitions); with others, where its value as a text is the key; 1.0 reads like "1", too,
-    and a midnight like its date. Rows that belong to no partition of `keys`, those without a value among them, are in
-    none. A pandas index is kept, unless it only numbers the rows.
+    If partitions are times, the date, date-time or ISO 8601 text of a row decides; one without a time zone is in that
+    of the partitions. Otherwise its value as a text is the key, where 1.0 also matches "1", and a midnight its date.
+    Rows without a value, and rows of other partitions, are left out. A pandas index is kept, unless it only numbers the
+    rows.
 
     Raises:
-        ConfigError: `frame` has no such column, a value is not an instant, or no value at all is a key of `partitions`.
+        ConfigError: `frame` has no such column, a value is not a time, or no value at all is a key of `partitions`.
     """
     import narwhals as nw
 
-    numbered = is_only_numbered(frame)
+    is_numbered = has_default_index(frame)
     columns = _columns(partition_by, partitions)
     if isinstance(partitions, dg.MultiPartitionsDefinition) and not isinstance(partition_by, str):
         parts = [[_parts_of(partitions, key)[name] for name in partition_by] for key in keys]
     else:
         parts = [[key] for key in keys]
     rows_of: dict[tuple[str, ...], list[int]] = {tuple(part): [] for part in parts}
-    find = [_finder(kind, names) for (_, kind), names in zip(columns, zip(*parts, strict=True), strict=True)]
+    finders = [_finder(kind, names) for (_, kind), names in zip(columns, zip(*parts, strict=True), strict=True)]
     marks = [_marks(frame, column, kind) for column, kind in columns]
     for number, row in enumerate(zip(*marks, strict=True)):
         if any(mark is None for mark in row):
             continue
-        for place in product(*(find_of(mark) for find_of, mark in zip(find, row, strict=True))):
-            if place in rows_of:
-                rows_of[place].append(number)
-    found = {}
-    for key, part in zip(keys, parts, strict=True):
-        numbers = rows_of[tuple(part)]
+        names_by_dimension = [find(mark) for find, mark in zip(finders, row, strict=True)]
+        for part in product(*names_by_dimension):
+            if part in rows_of:
+                rows_of[part].append(number)
+    frames = {}
+    for key, names in zip(keys, parts, strict=True):
+        numbers = rows_of[tuple(names)]
         rows = frame[numbers] if numbers else frame.head(0)
-        found[key] = nw.maybe_reset_index(rows) if numbered else rows
-    return found
+        frames[key] = nw.maybe_reset_index(rows) if is_numbered else rows
+    return frames
 
 
 def count_unassigned(
@@ -125,12 +126,10 @@ def count_unassigned(
     partitions: dg.PartitionsDefinition[Any],
     instance: dg.DagsterInstance | None = None,
 ) -> int:
-    """The number of rows that belong to no partition at all, so that no run enriches them.
+    """The number of rows that belong to no partition, so that no run enriches them.
 
-    They have no value, or one that is not a key, or one outside the time that the partitions cover. Where partitions of
-    time have no end, a later row belongs to one that is yet to come.
-
-    `instance` knows the keys of dynamic partitions.
+    They have no value, a value that is not a key, or a time outside of the partitions. If partitions of time have no
+    end, later rows belong to future partitions. `instance` has the keys of dynamic partitions.
     """
     columns = _columns(partition_by, partitions)
     tests = [_exists(kind, instance) for _, kind in columns]
@@ -141,10 +140,10 @@ def count_unassigned(
 def _columns(
     partition_by: PartitionBy, partitions: dg.PartitionsDefinition[Any]
 ) -> list[tuple[str, dg.PartitionsDefinition[Any]]]:
-    """The column of each dimension, and the dimension."""
+    """The column and the partitions definition of each dimension."""
     if isinstance(partitions, dg.MultiPartitionsDefinition) and not isinstance(partition_by, str):
-        dimensions = partitions.get_partitions_def_for_dimension
-        return [(column, dimensions(name)) for name, column in partition_by.items()]
+        definition_of = partitions.get_partitions_def_for_dimension
+        return [(column, definition_of(name)) for name, column in partition_by.items()]
     return [(str(partition_by), partitions)]
 
 
@@ -154,7 +153,7 @@ def _parts_of(partitions: dg.MultiPartitionsDefinition, key: str) -> Mapping[str
 
 
 def _marks(frame: nw.DataFrame[Any], column: str, partitions: dg.PartitionsDefinition[Any]) -> list[Any]:
-    """What decides where each row belongs, `None` where it has no value."""
+    """The mark of each row that decides its partition (a time, a hash, or possible keys); `None` without a value."""
     if column not in frame.columns:
         raise ConfigError(
             f"partition_by names the column {column!r}, which the rows do not have; "
@@ -168,21 +167,21 @@ def _marks(frame: nw.DataFrame[Any], column: str, partitions: dg.PartitionsDefin
     elif _is_sharded(partitions):
         mark = _digest
     else:
-        # Those of dynamic partitions are the instance's to know.
-        listed = isinstance(partitions, dg.StaticPartitionsDefinition)
-        known = frozenset(partitions.get_partition_keys() if listed else ())
-        mark = partial(_readings, known=known)
+        # Only the instance knows the keys of dynamic partitions.
+        is_static = isinstance(partitions, dg.StaticPartitionsDefinition)
+        known = frozenset(partitions.get_partition_keys() if is_static else ())
+        mark = partial(_possible_keys, known=known)
     pairs = zip(series.to_list(), series.is_null().to_list(), strict=True)
     marks = [None if missing else mark(value) for value, missing in pairs]
     if known:
-        _check_hits(marks, column, str(series.dtype), partitions.get_partition_keys())
+        _check_matches(marks, column, str(series.dtype), partitions.get_partition_keys())
     return marks
 
 
-def _readings(value: Any, known: frozenset[str]) -> tuple[str, ...]:
-    """The keys that `value` may stand for: itself as a text; if that is not `known`, the whole number or date it is.
+def _possible_keys(value: Any, known: frozenset[str]) -> tuple[str, ...]:
+    """The keys that `value` may mean: its text, and if that is not `known`, the text of the whole number or date.
 
-    A column of numbers that lacks one, and one of dates in pandas, has values of another type than was written.
+    In pandas, whole numbers in a column with a missing one become floats, and dates become timestamps.
     """
     text = str(value)
     if text in known:
@@ -194,10 +193,10 @@ def _readings(value: Any, known: frozenset[str]) -> tuple[str, ...]:
     return (text,)
 
 
-def _check_hits(marks: Sequence[tuple[str, ...] | None], column: str, kind: str, keys: Sequence[str]) -> None:
-    """Refuse a column of which no value is a key: every partition would be empty, and nothing would say why."""
-    readings = {text for mark in marks if mark is not None for text in mark}
-    if readings and readings.isdisjoint(keys):
+def _check_matches(marks: Sequence[tuple[str, ...] | None], column: str, kind: str, keys: Sequence[str]) -> None:
+    """Refuse a column without any key as a value, since all partitions would be empty without a reason."""
+    texts = {text for mark in marks if mark is not None for text in mark}
+    if texts and texts.isdisjoint(keys):
         examples = ", ".join(map(repr, keys[:_KEYS_SHOWN])) + (", ..." if len(keys) > _KEYS_SHOWN else "")
         raise ConfigError(
             f"partition_by={column!r}: no value of this column ({kind}) is a key of the partitions; "
@@ -211,36 +210,44 @@ def _is_sharded(partitions: dg.PartitionsDefinition[Any]) -> bool:
 
 
 def _finder(partitions: dg.PartitionsDefinition[Any], names: Iterable[str]) -> Callable[[Any], Iterable[str]]:
-    """Finds the partitions, of those with `names`, that a row belongs to by its mark."""
+    """A function that returns, from the mark of a row, its partitions among those with `names`."""
     if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
         return _window_finder(partitions, names)
-    # Keys of other partitions may look like those of shards.
+    # The definition decides, since other keys may look like those of shards.
     return _shard_finder(names) if _is_sharded(partitions) else frozenset(names).intersection
 
 
 def _window_finder(
     partitions: dg.TimeWindowPartitionsDefinition, names: Iterable[str]
 ) -> Callable[[float], Iterable[str]]:
-    found = {name: partitions.time_window_for_partition_key(name) for name in names}
-    windows = sorted((window.start.timestamp(), window.end.timestamp(), name) for name, window in found.items())
+    window_of = {name: partitions.time_window_for_partition_key(name) for name in names}
+    windows = sorted((window.start.timestamp(), window.end.timestamp(), name) for name, window in window_of.items())
 
-    def find(mark: float) -> Iterable[str]:
-        at = bisect_right(windows, mark, key=itemgetter(0)) - 1
-        return windows[at][2:] if at >= 0 and mark < windows[at][1] else ()
+    def find(instant: float) -> Iterable[str]:
+        index = bisect_right(windows, instant, key=itemgetter(0)) - 1
+        if index < 0:
+            return ()
+        _, end, name = windows[index]
+        return (name,) if instant < end else ()
 
     return find
 
 
 def _shard_finder(names: Iterable[str]) -> Callable[[int], Iterable[str]]:
-    numbers: dict[int, dict[int, str]] = {}
+    names_by_count: dict[int, dict[int, str]] = {}
     for name in names:
         number, count = map(int, name.split("-of-"))
-        numbers.setdefault(count, {})[number - 1] = name
-    return lambda mark: [of_count[mark % count] for count, of_count in numbers.items() if mark % count in of_count]
+        names_by_count.setdefault(count, {})[number - 1] = name
+
+    def find(digest: int) -> Iterable[str]:
+        shard_names = (names_of.get(digest % count) for count, names_of in names_by_count.items())
+        return [name for name in shard_names if name is not None]
+
+    return find
 
 
 def _exists(partitions: dg.PartitionsDefinition[Any], instance: dg.DagsterInstance | None) -> Callable[[Any], bool]:
-    """A test of a row's mark: whether there is a partition, or will be one, that it belongs to."""
+    """A test whether a row with this mark belongs to a partition that exists or will exist."""
     if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
         return _is_covered(partitions)
     if _is_sharded(partitions):
@@ -250,7 +257,7 @@ def _exists(partitions: dg.PartitionsDefinition[Any], instance: dg.DagsterInstan
 
 
 def _is_covered(partitions: dg.TimeWindowPartitionsDefinition) -> Callable[[float | None], bool]:
-    """A test of an instant: whether a window contains it, or, where the partitions have no end yet, will contain it."""
+    """A test whether a window contains a time, or will contain it, if the partitions have no end yet."""
     first, last = partitions.get_first_partition_window(), partitions.get_last_partition_window()
     if first is None or last is None:
         return lambda mark: mark is not None and partitions.end is None
@@ -258,8 +265,8 @@ def _is_covered(partitions: dg.TimeWindowPartitionsDefinition) -> Callable[[floa
     is_open = partitions.end is None or partitions.end.timestamp() > time()
     windows = None
     if partitions.exclusions:
-        found = map(partitions.time_window_for_partition_key, partitions.get_partition_keys())
-        windows = [(window.start.timestamp(), window.end.timestamp()) for window in found]
+        all_windows = map(partitions.time_window_for_partition_key, partitions.get_partition_keys())
+        windows = [(window.start.timestamp(), window.end.timestamp()) for window in all_windows]
 
     def test(mark: float | None) -> bool:
         if mark is None or mark < begin:
@@ -268,8 +275,8 @@ def _is_covered(partitions: dg.TimeWindowPartitionsDefinition) -> Callable[[floa
             return is_open
         if windows is None:
             return True
-        at = bisect_right(windows, (mark, inf)) - 1
-        return mark < windows[at][1]
+        _, window_end = windows[bisect_right(windows, (mark, inf)) - 1]
+        return mark < window_end
 
     return test
 
@@ -284,7 +291,7 @@ def _instant(value: Any, column: str, zone: ZoneInfo) -> float:
             f"partition_by={column!r} has a value that is not a date, date-time or ISO 8601 text "
             f"({type(value).__name__})."
         ) from None
-    # Windows begin at whole seconds; a float would round the last nanosecond of a day up into the next one.
+    # Windows begin at whole seconds; as a float, the last nanosecond of a day would be rounded up to the next day.
     moment = moment.replace(microsecond=0)
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
 
@@ -299,20 +306,21 @@ def _digest(value: Any) -> int:
 def joined_by_key(
     context: dg.AssetExecutionContext, tables: Mapping[str, Any], inputs: Iterable[str]
 ) -> tuple[nw.DataFrame[Any], dict[str, int]]:
-    """Tables by partition as one frame, and how many rows each partition of the run brought, where that is known.
+    """One frame of the `tables` by partition, and the number of rows of each partition of the run, if that is known.
 
-    The keys are those of the run's partitions, or those of upstream partitions that a mapping gave to the run (a week
-    of days, a rolling window, all days of an asset without partitions). Of upstream partitions every row counts, in the
-    order of the partitions; a key of neither kind is refused, since its rows would be lost.
+    The keys are partitions of the run, or upstream partitions that one of the `inputs` loads by a partition mapping (a
+    week of days, a rolling window, all days of an asset without partitions). All rows of upstream partitions are used,
+    in the order of the partitions.
 
-    The partitions of `inputs` may be keys, too.
+    Raises:
+        ConfigError: A key is neither; its rows would be lost.
     """
     own = partition_keys(context)
     keys = tables.keys()
-    # A window that ends before each partition has, at the first ones, some of the run's own partitions for others.
-    shifted = keys < set(own) and any(keys == set(_keys_of_input(context, name)) for name in inputs)
-    if keys <= set(own) and not shifted:
-        return joined(tables, own)
+    # A window that ends before each partition loads only partitions of the run itself for the first ones of the run.
+    is_shifted = keys < set(own) and any(keys == set(_keys_of_input(context, name)) for name in inputs)
+    if keys <= set(own) and not is_shifted:
+        return concat_partitions(tables, own)
     upstream = dict.fromkeys(key for name in inputs for key in _keys_of_input(context, name))
     unknown = [key for key in tables if key not in upstream and key not in own]
     if unknown:
@@ -321,14 +329,14 @@ def joined_by_key(
             "run nor of an upstream asset. Return one frame, such as pd.concat(tables.values()), or a mapping from "
             "partition key to frame."
         )
-    whole, _ = joined(tables, list(dict.fromkeys((*upstream, *own))))
+    whole, _ = concat_partitions(tables, list(dict.fromkeys((*upstream, *own))))
     return whole, {}
 
 
 def _keys_of_input(context: dg.AssetExecutionContext, name: str) -> Sequence[str]:
     """The upstream partitions that an input loads, in their order; empty if its asset has no partitions.
 
-    Dagster takes those of some mappings from a set, whose order differs from process to process.
+    Dagster returns the keys of some mappings from a set, whose order differs from process to process.
     """
     try:
         keys: Sequence[str] = context.asset_partition_keys_for_input(name)

@@ -1,4 +1,4 @@
-"""The plan of a step: the task, the options and the model, from the definition, the resource and the run's config."""
+"""Makes the plan of a step (task, options and model) from the definition, the resource and the run config."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ from ondine_dagster.run.arguments import Arguments
 from ondine_dagster.run.progress import Watch
 
 _RETRY_NUMBER = "dagster/retry_number"
-"""The tag of a run that Dagster's daemon launched to repeat a failed one; a run launched by a person has none."""
+"""The tag of a run that Dagster's daemon launched to retry a failed one; a run that a person launched lacks it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Enrichment:
-    """What an asset adds to its rows.
+    """The compiled arguments of an asset.
 
-    The resource fills in the model of `task`. `calibration` says how the batch size is tried before the run, if it is.
+    The model of `task` comes from the resource. `calibration` are the settings for testing the batch size before the
+    run; `None` if it is not tested.
     """
 
     task: Task
@@ -52,7 +53,7 @@ class Enrichment:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The task and options of a step; `model` is the model if the resource is an open one."""
+    """The task and options of a step; `model` is the resource if that is an open `ChatModel`."""
 
     task: Task
     options: Options
@@ -105,7 +106,7 @@ def plan(
     spec = replace(spec, tier=declared.tier or spec.tier, prompt_cache=declared.prompt_cache or spec.prompt_cache)
     spec, options = configure(config, spec, options, opened=model is not None)
     if spec.tier == "batch" and config.max_rows is not None:
-        # The job that a trial waits for is not a job of the materialization.
+        # Under another partition, as the materialization must not wait for the jobs of a trial.
         options = replace(options, origin=replace(options.origin, partition=f"{partition} (trial)".strip()))
     policy = options.policy
     if config.full_refresh:
@@ -123,20 +124,21 @@ def _explain(context: dg.AssetExecutionContext, enrichment: Enrichment, store: s
     warning = store_warning(store, os.environ.get("DAGSTER_HOME"))
     if warning:
         context.log.warning(warning)
-    if enrichment.arguments.batch_size != 1 and (fallback := explain_fallback(enrichment.task)):
+    fallback = explain_fallback(enrichment.task) if enrichment.arguments.batch_size != 1 else None
+    if fallback:
         context.log.info(fallback)
 
 
 def _with_dagster_log(spec: ObserverSpec, watch: Watch) -> ObserverSpec:
-    """`spec`, with Dagster's log for the observer that logs."""
-    named = {"name": spec} if isinstance(spec, str) else spec
-    if isinstance(named, Mapping) and named.get("name") == "logging":
-        return {"form": "console", "logger": watch, **named}
+    """`spec`; the observer `logging` writes to Dagster's log by default."""
+    mapping = {"name": spec} if isinstance(spec, str) else spec
+    if isinstance(mapping, Mapping) and mapping.get("name") == "logging":
+        return {"form": "console", "logger": watch, **mapping}
     return spec
 
 
 def _partition(context: dg.AssetExecutionContext) -> str:
-    """The partition, the first and last of a range, or nothing."""
+    """The partition of the run, the first and last of several, or `""`."""
     keys = partition_keys(context)
     if len(keys) > 1:
         return f"{keys[0]}...{keys[-1]}"
@@ -144,7 +146,7 @@ def _partition(context: dg.AssetExecutionContext) -> str:
 
 
 def _find_retried_run(context: dg.AssetExecutionContext) -> str:
-    """The first of the runs that Dagster launched one after another since each had failed; usually this one."""
+    """The first run of a series in which Dagster retried each failed run; usually this run."""
     run = context.run
     while _RETRY_NUMBER in run.tags and run.parent_run_id:
         parent = context.instance.get_run_by_id(run.parent_run_id)
@@ -155,15 +157,15 @@ def _find_retried_run(context: dg.AssetExecutionContext) -> str:
 
 
 def _created_at(context: dg.AssetExecutionContext) -> float:
-    """When the run, or the first of those that it repeats, was created: answers since then are its own."""
+    """When this run, or the first run that it repeats, was created; answers since then are its own."""
     record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run.run_id)
     return record.create_timestamp.timestamp() if record else time()
 
 
 def ask_as_asset(plan: Plan, report: Report, watch: Watch) -> Ask:
-    """Asks about labelled rows as those of the asset were asked, but at once: a check does not wait for a batch job.
+    """A function that asks about labelled rows like the asset's rows, but by calls instead of batch jobs.
 
-    Partitions that run at once ask one after the other, so that the first one pays and the others find its answers.
+    Concurrent partitions ask one after the other, so the first one pays and the others find its answers.
     """
     options = plan.options
     size = report.calibrated.batch_size if report.calibrated else options.policy.batch_size
@@ -184,7 +186,7 @@ def ask_as_asset(plan: Plan, report: Report, watch: Watch) -> Ask:
         except Exception:
             raise
         except BaseException:
-            # An interrupt: the spend on the rows of the asset stays visible.
+            # An interrupt: report the spend on the rows of the asset.
             watch.observe()
             raise
 

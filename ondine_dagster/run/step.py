@@ -1,8 +1,8 @@
-"""One step: rows in, enriched rows and their figures out.
+"""Runs a step: takes rows, yields enriched rows with their figures.
 
 The step is synchronous and runs the engine's event loop in a thread: an interrupt arrives in the main thread, where it
-cancels the calls in flight and is raised again unchanged. The rows are one frame from the return of the asset function
-until Dagster gets them.
+cancels the calls in flight and is raised again unchanged. All rows are in one frame from the return of the asset
+function until they are passed to Dagster.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ondine_dagster.frames import (
     AskedRows,
     checked_frame,
     column_schema,
+    concat_partitions,
     join,
-    joined,
     names_of,
-    slices,
+    partition_slices,
     typed_as,
 )
 from ondine_dagster.reporting.metadata import (
@@ -80,10 +80,10 @@ class StepInput:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows that a run is about.
+    """The rows of a run.
 
-    `lengths` has the rows of each partition, as far as that is known; with `partition_by`, `unassigned` rows are of
-    none.
+    `lengths` has the number of rows of each partition, if that is known; `unassigned` is the number of rows without a
+    partition, with `partition_by`.
     """
 
     frame: nw.DataFrame[Any]
@@ -101,29 +101,29 @@ class _Run:
     watch: Watch
 
 
-def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepInput) -> Results:
-    """Ask about rows and join the outcomes; the failed rows come first, if they are requested.
+def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, step_input: StepInput) -> Results:
+    """Ask about the rows and add the answers; the asset of failed rows comes first, if it is selected.
 
     Yields:
-        A result an asset that is selected, and those of checks that are selected without theirs; none from a dry run,
-        a trial, a run whose batch jobs are under way, or one without any upstream table.
+        A result for each selected asset, and results of checks that are selected without their asset; nothing in a dry
+        run, a trial, a run whose batch jobs are under way, or one without any upstream table.
 
     Raises:
-        Failure: The step cannot go on, or too many rows failed; what was answered is kept.
+        Failure: The step cannot go on, or too many rows failed; all answers are kept.
     """
-    if isinstance(given.rows, Mapping) and not given.rows:
-        context.log.addFilter(_is_no_missing_output)
+    if isinstance(step_input.rows, Mapping) and not step_input.rows:
+        context.log.addFilter(_is_not_about_outputs)
         context.log.warning(
             "There are no rows: no upstream partition of this run has a table. Nothing is asked or materialized."
         )
         return
-    run = _run(context, enrichment, given)
+    run = _run(context, enrichment, step_input)
     if run is None:
         return
-    if given.config.max_rows is not None:
+    if step_input.config.max_rows is not None:
         _show_trial(context, enrichment, run)
         return
-    upstream = {context.asset_key_for_input(name): names_of(value) for name, value in given.inputs.items()}
+    upstream = {context.asset_key_for_input(name): names_of(value) for name, value in step_input.inputs.items()}
     has_failed_rows = enrichment.arguments.failed_rows
     if has_failed_rows and context.asset_key_for_output(FAILED_OUTPUT) in context.selected_asset_keys:
         yield failed_rows_result(context, run.asked, run.rows.lengths, upstream)
@@ -135,30 +135,31 @@ def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, given
         ask_as_asset(run.plan, report, run.watch),
         report.values(as_kept=True),
         list(report.outcomes.answered()),
-        given.labelled,
+        step_input.labelled,
     )
     checks = _selected_checks(context, enrichment)
     try:
-        _judge(context, report, enrichment)
+        _check_failed_rows(context, report, enrichment)
     except FailedRowsError as error:
-        yield from check_results({name: one for name, one in checks.items() if one.of_failures}, check_context)
+        checks_of_failures = {name: check for name, check in checks.items() if check.of_failures}
+        yield from check_results(checks_of_failures, check_context)
         run.watch.observe()
         raise failure(error, run.watch.latest) from error
     _log_report(context, report)
     yield from _results(context, enrichment, run, check_context, upstream)
 
 
-def _run(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepInput) -> _Run | None:
-    """Find the rows and ask about them; `None` if nothing is stored: in a dry run, or while jobs are under way."""
-    config, watch = given.config, Watch(context)
+def _run(context: dg.AssetExecutionContext, enrichment: Enrichment, step_input: StepInput) -> _Run | None:
+    """Find the rows and ask about them; `None` in a dry run, or while batch jobs are under way."""
+    config, watch = step_input.config, Watch(context)
     try:
-        todo = plan(context, enrichment, given.llm, config, watch)
-        rows = _find_rows(context, enrichment, given)
+        step_plan = plan(context, enrichment, step_input.llm, config, watch)
+        rows = _find_rows(context, enrichment, step_input)
         frame = rows.frame if config.max_rows is None else choose_rows(rows.frame, config.max_rows, config.sample)
         if config.dry_run:
-            _dry_run(context, frame, todo, watch)
+            _dry_run(context, frame, step_plan, watch)
             return None
-        report = run_in_thread(lambda: answer(frame, todo.task, todo.options, todo.model), watch.tick)
+        report = run_in_thread(lambda: answer(frame, step_plan.task, step_plan.options, step_plan.model), watch.tick)
     except JobsUnderWayError as error:
         watch.flush()
         context.log.info(str(error))
@@ -168,25 +169,25 @@ def _run(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepI
         watch.observe()
         raise failure(error, watch.latest) from error
     except BaseException:
-        # An interrupt: the spend stays visible, and the exception is raised unchanged.
+        # An interrupt: report the spend, and raise the exception unchanged.
         watch.observe()
         raise
     watch.flush()
     error_column = None if enrichment.arguments.on_row_error == "drop" else enrichment.error_column
-    return _Run(todo, rows, AskedRows(frame, todo.task, report, error_column), watch)
+    return _Run(step_plan, rows, AskedRows(frame, step_plan.task, report, error_column), watch)
 
 
 # -- the rows ------------------------------------------------------------------------------------------------------
 
 
-def _find_rows(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepInput) -> _Rows:
-    """The rows that this run is about, checked."""
+def _find_rows(context: dg.AssetExecutionContext, enrichment: Enrichment, step_input: StepInput) -> _Rows:
+    """Find and check the rows of this run."""
     lengths: Mapping[str, int] = {}
     unassigned = None
-    if isinstance(given.rows, Mapping):
-        frame, lengths = joined_by_key(context, given.rows, given.inputs)
+    if isinstance(step_input.rows, Mapping):
+        frame, lengths = joined_by_key(context, step_input.rows, step_input.inputs)
     else:
-        frame = checked_frame(given.rows)
+        frame = checked_frame(step_input.rows)
     by, partitions = enrichment.arguments.partition_by, context.assets_def.partitions_def
     if by is not None and not lengths:
         keys = partition_keys(context)
@@ -203,10 +204,10 @@ def _find_rows(context: dg.AssetExecutionContext, enrichment: Enrichment, given:
                 "one that belongs to no partition: no run enriches them."
             )
         whole = frame
-        frame, lengths = joined(tables, keys)
+        frame, lengths = concat_partitions(tables, keys)
         frame = typed_as(frame, whole)
-    noted = FAILED_COLUMNS if enrichment.arguments.failed_rows else ()
-    for added in filter(None, (enrichment.error_column, enrichment.arguments.model_column, *noted)):
+    failed_columns = FAILED_COLUMNS if enrichment.arguments.failed_rows else ()
+    for added in filter(None, (enrichment.error_column, enrichment.arguments.model_column, *failed_columns)):
         if added in frame.columns:
             raise ConfigError(f"{added!r} is already a column of the rows; rename it, or what is added to them.")
     return _Rows(frame, lengths, unassigned)
@@ -215,11 +216,12 @@ def _find_rows(context: dg.AssetExecutionContext, enrichment: Enrichment, given:
 # -- runs that store nothing ---------------------------------------------------------------------------------------
 
 
-def _dry_run(context: dg.AssetExecutionContext, frame: nw.DataFrame[Any], todo: Plan, watch: Watch) -> None:
+def _dry_run(context: dg.AssetExecutionContext, frame: nw.DataFrame[Any], step_plan: Plan, watch: Watch) -> None:
     """Report the estimate of the run in the log and as an observation of the asset."""
-    found = run_in_thread(lambda: estimate(frame, todo.task, todo.options, todo.model), watch.tick)
-    context.log.info(estimate_line(found))
-    _observe(context, estimate_metadata(found, todo.task.model))
+    task, options, model = step_plan.task, step_plan.options, step_plan.model
+    estimated = run_in_thread(lambda: estimate(frame, task, options, model), watch.tick)
+    context.log.info(estimate_line(estimated))
+    _observe(context, estimate_metadata(estimated, task.model))
 
 
 def _show_trial(context: dg.AssetExecutionContext, enrichment: Enrichment, run: _Run) -> None:
@@ -237,13 +239,13 @@ def _show_trial(context: dg.AssetExecutionContext, enrichment: Enrichment, run: 
 
 
 def _observe(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
-    """Log an observation in the place of a materialization."""
-    context.log.addFilter(_is_no_missing_output)
+    """Log an observation instead of a materialization."""
+    context.log.addFilter(_is_not_about_outputs)
     log_observation(context, metadata)
 
 
-def _is_no_missing_output(record: logging.LogRecord) -> bool:
-    """Dagster logs outputs of checks that a step did not yield, which dry runs and the like never do."""
+def _is_not_about_outputs(record: logging.LogRecord) -> bool:
+    """A log filter without Dagster's message about outputs that a step did not yield, as in a dry run."""
     return "did not yield or return expected outputs" not in record.getMessage()
 
 
@@ -271,7 +273,7 @@ def _results(
         "dagster/column_lineage": lineage(table.columns, asked.task.prompt.columns, asked.report.columns, upstream),
     }
     if len(run.rows.lengths) > 1:
-        _share_out(enrichment, run, table, figures, check_context)
+        _add_partition_metadata(enrichment, run, table, figures, check_context)
     else:
         metadata = {
             "ondine/summary": figures["ondine/summary"],
@@ -291,36 +293,37 @@ def _shown(
     check_context: CheckContext,
     rows: slice = slice(None),
 ) -> dict[str, Any]:
-    """The first rows, their images, how values are distributed, and why rows failed, as far as there is any.
+    """The first rows, their images, a plot of the values, and the reasons of failed rows, as far as there are any.
 
-    `asked` are those of `rows`, and `table` is what is stored of them.
+    `asked` has the part of the run with these `rows`, and `table` the stored rows of that part.
     """
     task, outcomes = asked.task, asked.report.outcomes
-    failed = sum(one is not None for one in outcomes.failures())
-    skipped = sum(one is not None for one in outcomes.skipped())
+    failed = sum(failure is not None for failure in outcomes.failures())
+    skipped = sum(row is not None for row in outcomes.skipped())
     values = {name: column[rows] for name, column in check_context.values.items()}
-    found = {
+    thumbnails = None
+    if enrichment.arguments.thumbnails:
+        thumbnails = shown_thumbnails(table, task.prompt, task.schema.names)
+    texts = {
         "ondine/preview": shown_rows(asked, table),
-        "ondine/thumbnails": shown_thumbnails(table, task.prompt, task.schema.names)
-        if enrichment.arguments.thumbnails
-        else None,
+        "ondine/thumbnails": thumbnails,
         "ondine/plot": distributions(values, failed, skipped),
     }
-    pictures = {name: dg.MetadataValue.md(text) for name, text in found.items() if text is not None}
-    return {**pictures, **reasons_metadata(asked.report)}
+    markdown = {name: dg.MetadataValue.md(text) for name, text in texts.items() if text is not None}
+    return {**markdown, **reasons_metadata(asked.report)}
 
 
-def _share_out(
+def _add_partition_metadata(
     enrichment: Enrichment,
     run: _Run,
     table: nw.DataFrame[Any],
     figures: Mapping[str, Any],
     check_context: CheckContext,
 ) -> None:
-    """Tell of each of several partitions its rows and its share; otherwise all would show those of the whole run."""
+    """Add metadata for each of several partitions; otherwise all would show the figures of the whole run."""
     context, drops_failed = check_context.step, run.asked.error_column is None
     first_stored = 0
-    for partition, rows in slices(run.rows.lengths):
+    for partition, rows in partition_slices(run.rows.lengths):
         asked = run.asked.part(rows)
         length = rows.stop - rows.start
         failed = asked.report.failures.total()
@@ -340,9 +343,9 @@ def _share_out(
 
 
 def _selected_checks(context: dg.AssetExecutionContext, enrichment: Enrichment) -> Mapping[str, Check]:
-    """The checks that the run is to answer: they can be run by themselves."""
-    asset, wanted = context.asset_key_for_output(), context.selected_asset_check_keys
-    return {name: check for name, check in enrichment.checks.items() if dg.AssetCheckKey(asset, name) in wanted}
+    """The checks that are selected in this run, which may be selected without their asset."""
+    asset, selected = context.asset_key_for_output(), context.selected_asset_check_keys
+    return {name: check for name, check in enrichment.checks.items() if dg.AssetCheckKey(asset, name) in selected}
 
 
 def _log_report(context: dg.AssetExecutionContext, report: Report) -> None:
@@ -358,13 +361,14 @@ def _log_report(context: dg.AssetExecutionContext, report: Report) -> None:
             f"reads is null or blank ({counts}); their outputs are null. on_missing='ask' asks about them, 'fail' "
             "makes them failed rows."
         )
-    if report.preprocess_stats and (cut := report.preprocess_stats.rows_truncated):
+    truncated = report.preprocess_stats.rows_truncated if report.preprocess_stats else 0
+    if truncated:
         total = report.progress.rows_total
-        context.log.warning(f"{cut:,} of {total:,} rows were truncated before they were asked.")  # noqa: G004
+        context.log.warning(f"{truncated:,} of {total:,} rows were truncated before they were asked.")  # noqa: G004
 
 
-def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrichment) -> None:
-    """Fail the step if more rows failed than the user allows; the answers are kept, a re-run asks the failed rows."""
+def _check_failed_rows(context: dg.AssetExecutionContext, report: Report, enrichment: Enrichment) -> None:
+    """Raise `FailedRowsError` if more rows failed than the user allows."""
     failed, total = report.progress.rows_failed, report.progress.rows_total
     if not failed:
         return
@@ -377,13 +381,13 @@ def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrich
         rule = "no row got an answer"
     else:
         return
-    passing = any(failure is not None and failure.reason == "unreachable" for failure in report.outcomes.failures())
+    retry_helps = any(failure is not None and failure.reason == "unreachable" for failure in report.outcomes.failures())
     message = f"{failed:,} of {total:,} rows failed ({rule}): {reasons}. The other answers are kept."
-    raise FailedRowsError(message, retry_helps=passing)
+    raise FailedRowsError(message, retry_helps=retry_helps)
 
 
 def _log_failures(context: dg.AssetExecutionContext, report: Report) -> str:
-    """Warn of failed rows, if there are any, and return the most frequent reasons."""
+    """Log a warning if rows failed; returns the most frequent reasons."""
     reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in report.failures.most_common(3))
     failed = report.progress.rows_failed
     if failed:

@@ -1,4 +1,4 @@
-"""A trial: a few rows are asked about and shown, and the stored table is not changed."""
+"""Chooses and shows the rows of a trial, which asks about a few rows and does not change the stored table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import narwhals as nw
 
 _SEED = 0
-"""Always the same, so that a repeated trial asks about the same rows, and a larger one about these and others."""
+"""Constant, so a repeated trial asks about the same rows, and a larger one about these and others."""
 
 
 def choose_rows(frame: nw.DataFrame[Any], max_rows: int, sample: SampleChoice) -> nw.DataFrame[Any]:
@@ -33,9 +33,9 @@ def choose_rows(frame: nw.DataFrame[Any], max_rows: int, sample: SampleChoice) -
 
 
 def trial_metadata(asked: AskedRows, rows_available: int, calls: Sequence[Call], *, thumbnails: bool) -> dict[str, Any]:
-    """The rows and figures of a trial, under keys of their own, so that plots show materializations only.
+    """The rows and figures of a trial, under keys of their own, so plots show materializations only.
 
-    `calls` are those that carried the first prompts.
+    `calls` are the calls with the first prompts.
     """
     task = asked.task
     table = join(asked.frame, asked.report, task.schema.columns, asked.error_column)

@@ -31,7 +31,7 @@ def rows_by_partition(table: Any, *how: Any) -> dict[str, Any]:
 
 
 def joined(tables: dict[str, Any], keys: Sequence[str]) -> tuple[Any, dict[str, int]]:
-    whole, lengths = frames.joined(tables, keys)
+    whole, lengths = frames.concat_partitions(tables, keys)
     return whole.to_native(), lengths
 
 
