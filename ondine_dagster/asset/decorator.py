@@ -172,9 +172,7 @@ def build_llm_asset(
 
 
 def _check_upstream(upstream: Any, arguments: Mapping[str, Any]) -> None:
-    path = [upstream] if isinstance(upstream, str) else upstream
-    is_path = isinstance(path, list | tuple) and all(isinstance(part, str) and part for part in path)
-    if not isinstance(upstream, dg.AssetKey) and not (is_path and path):
+    if not _is_key(upstream):
         raise ConfigError(
             f"upstream={upstream!r} must be the key of the asset that has the rows: a text, a list of texts or an "
             "AssetKey (of an asset in Python, its .key)."
@@ -184,3 +182,10 @@ def _check_upstream(upstream: Any, arguments: Mapping[str, Any]) -> None:
             f"ins={arguments['ins']!r}: the one input of build_llm_asset is upstream={upstream!r}; for others, write "
             "a function with @llm_asset(ins=...)."
         )
+
+
+def _is_key(upstream: Any) -> bool:
+    if isinstance(upstream, dg.AssetKey):  # a tuple, too, which refuses iteration
+        return True
+    path = [upstream] if isinstance(upstream, str) else upstream
+    return isinstance(path, list | tuple) and bool(path) and all(isinstance(part, str) and part for part in path)

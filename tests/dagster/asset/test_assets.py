@@ -119,7 +119,7 @@ def test_a_lazy_frame_of_polars_is_collected() -> None:
 
     labels = dg.asset(name="labels")(lambda: pl.LazyFrame({"review": ["a"], "mood": ["a"]}))
     golden = GoldenCheck(rows=dg.AssetKey("labels"), min_score=1)
-    moods = build_llm_asset(name="moods", upstream="texts", prompt=PROMPT, output="mood", checks=[golden])
+    moods = build_llm_asset(name="moods", upstream=texts.key, prompt=PROMPT, output="mood", checks=[golden])
     result = materialize(texts, labels, moods, llm=ScriptedModel(lambda prompt: prompt[-1]))
     assert result.output_for_node("moods")["mood"].to_list() == ["a", "b"]
     assert all(check.passed for check in result.get_asset_check_evaluations())
