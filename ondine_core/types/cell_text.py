@@ -14,8 +14,7 @@ from typing import Any
 _MISSING = frozenset({"None", "nan", "NaT", "<NA>"})
 """The texts of missing values; a model would read them as words."""
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+>")
-_MAX_EXACT = 2**53
-"""Floats above skip integers."""
+
 
 BYTES = (bytes, bytearray, memoryview)
 
@@ -88,17 +87,13 @@ def replace_sets(value: Any) -> Any:
 
 
 def ensure_deterministic(value: Any) -> Any:
-    """Return `value`, decoded if it is bytes, and as an integer if it is a float without a fraction.
-
-    A column of integers in pandas has floats as soon as one is missing; the other rows must keep their text.
+    """Return `value`, decoded if it is bytes.
 
     Raises:
         NoTextError: Its text contains a memory address, which differs between processes.
     """
     if isinstance(value, BYTES):
         return decode(value)
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT:
-        return int(value)
     if isinstance(value, dict | list | tuple):
         for child in value.values() if isinstance(value, dict) else value:
             ensure_deterministic(child)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +105,6 @@ def test_unbalanced_braces_are_refused(template: str) -> None:
 def test_text_of_values(value: Any, text: str) -> None:
     """A missing value is empty, a text is unchanged, and a nested value is JSON."""
     assert compiled("[{a}]").render({"a": value}) == f"[{text}]"
-
-
-@pytest.mark.parametrize("render", [compiled("{a}").render, jinja("{{ a }}").render], ids=["braces", "jinja2"])
-@pytest.mark.parametrize(
-    ("value", "text"), [(7.0, "7"), (-0.0, "0"), (np.float64(7), "7"), (2.5, "2.5"), (1e22, "1e+22"), (-inf, "-inf")]
-)
-def test_an_integer_that_became_a_float_keeps_its_text(render: Any, value: float, text: str) -> None:
-    """In pandas one missing value makes floats of a column of integers; the other rows are not asked again for it."""
-    assert render({"a": value}) == text
 
 
 RENDERING = """
