@@ -87,6 +87,7 @@ def test_unbalanced_braces_are_refused(template: str) -> None:
         (0, "0"),
         (False, "False"),
         (1.5, "1.5"),
+        (7.0, "7.0"),  # with another text, answers that are stored would be paid again
         ({"k": "é"}, '{"k": "é"}'),
         ([1, None], "[1, null]"),
         ((1, ("x", None)), '[1, ["x", null]]'),
