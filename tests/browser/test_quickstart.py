@@ -28,7 +28,7 @@ def test_the_quickstart_ends_with_an_enriched_asset_and_a_passing_test(shop: Sho
     assert re.search(r"^1 passed", shop.output, re.MULTILINE), shop.output
     assert "temporary directory" not in shop.output
     assert "No dagster instance configuration file" not in shop.output
-    assert "its ledger still says three calls" in shop.page
+    assert "the report still shows three calls" in shop.page
     with sqlite3.connect(shop.home / "storage" / "ondine" / "answers.db") as answers:
         assert answers.execute("SELECT sum(calls) FROM ledger").fetchone() == (3,)
 
