@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from ondine_core.types.forking import make_lock
 
 _CONTAINERS = 20_000
-"""New threshold: 256 calls in flight create fewer containers; so many take two megabytes."""
+"""The threshold during a run: more containers than 256 calls in flight have. They take two megabytes."""
 
 
 class _Runs:

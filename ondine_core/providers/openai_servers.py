@@ -204,7 +204,7 @@ def _own_headers(spec: ModelSpec, server: Server, key_headers: Sequence[str]) ->
     for header, variables in server.headers.items():
         value = first_set(variables)
         if value is not None:
-            check_header(variables[0], value)
+            check_header(" or ".join(variables), value)
             headers[header] = value
     if server.custom_headers is not None:
         headers |= environment_headers(server.custom_headers, key_headers)

@@ -98,9 +98,10 @@ def check_params(spec: ModelSpec) -> None:
         source = _RESERVED_FIELDS.get(name)
         if source is not None:
             raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; it follows from {source}.")
-    for name in spec.params.keys() & _CLIENT_ARGUMENTS.keys():  # in extra_body they may be fields of a gateway
-        advice = _CLIENT_ARGUMENTS[name]
-        raise ConfigError(f"params: {name!r} of {spec.model!r} is not a field of the request; {advice}.")
+    for name in spec.params:  # in extra_body these may be fields of a gateway
+        advice = _CLIENT_ARGUMENTS.get(name)
+        if advice is not None:
+            raise ConfigError(f"params: {name!r} of {spec.model!r} is not a field of the request; {advice}.")
 
 
 def request_fields(spec: ModelSpec) -> dict[str, Json]:
