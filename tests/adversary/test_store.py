@@ -22,6 +22,7 @@ from ondine_core.store.__main__ import main
 from ondine_core.store.connect import connect
 from ondine_core.store.queries import prune
 from ondine_core.store.sqlite_files import store_files
+from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import CallFinished
 from ondine_core.types.values import Answer
 from tests.support.asking import PROMPT, texts
@@ -32,10 +33,13 @@ from tests.support.provider import Provider
 ANSWER = Answer({"text": "x" * 500}, "m")
 
 
-def ask(provider: Provider, path: Path, rows: int, warnings: list[str] | None = None) -> Report:
+def ask(
+    provider: Provider, path: Path, rows: int, warnings: list[str] | None = None, clock: Clock | None = None
+) -> Report:
     model = ModelSpec("openai_compatible/m", base_url=provider.base_url, timeout_s=10)
     messages = [] if warnings is None else warnings
-    options = Options(store=path, policy=Policy(max_concurrency=4), on_observer_error=messages.append)
+    policy = Policy(max_concurrency=4)
+    options = Options(store=path, policy=policy, on_observer_error=messages.append, clock=clock or Clock())
     return enrich_sync(texts(rows), prompt=PROMPT, output={"answer": "string"}, model=model, options=options)
 
 
@@ -387,11 +391,13 @@ def test_backup_of_a_store_in_use_can_be_restored(tmp_path: Path, capsys: pytest
         kept = keys_in(copy)
         assert committed[0] <= kept
         assert len(kept) >= 50
-        # Restored: the old files are removed, and the copy takes their place.
+        # Restored: the old files are removed, and the copy takes their place. The rows that were in flight when it was
+        # made are asked when no answer can arrive any more.
         for file in store_files(path):
             file.unlink(missing_ok=True)
         copy.rename(path)
-        assert ask(provider, path, 100).column("answer") == texts(100)["text"]
+        a_minute_later = Clock(now=lambda: time.time() + 60)
+        assert ask(provider, path, 100, clock=a_minute_later).column("answer") == texts(100)["text"]
         assert len(provider.ledger.requests) == 200 - len(kept)
 
 
