@@ -119,21 +119,21 @@ class HttpModel:
         await self._client.aclose()
 
     async def _post(self, body: bytes, headers: Mapping[str, str], until: float) -> Response:
-        if self._proxy is None and len(body) <= _LARGE:
+        if self._proxy is None:
             head, content = await self._client.post(self._target, headers, body, until)
             status, answered = head.code, head.headers
         else:
-            status, answered, content = await self._post_piecewise(body, headers, until)
+            status, answered, content = await self._post_by_proxy(body, headers, until)
         encoding = answered.get("Content-Encoding")
         if encoding:
             content = decompress(content, encoding, self._max_reply_bytes)
         check_parsable(content)
         return Response(status, answered, content, self._wall())
 
-    async def _post_piecewise(
+    async def _post_by_proxy(
         self, body: bytes, headers: Mapping[str, str], until: float
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Post a request that is large or goes through a proxy; returns status, headers and content of the reply."""
+        """Post a request through the proxy; returns status, headers and content of the reply."""
         response = await self._client.send(
             "POST",
             self._endpoint.url,

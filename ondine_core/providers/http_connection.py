@@ -44,6 +44,7 @@ _QUICK_S = 0.02
 _IDLE_S = 0.1
 """Acknowledged bytes are read only after this idle time, since servers close connections because they are idle."""
 _HEADERS_BYTES = 2**18
+_PIECE_BYTES = 2**17
 _DNS_CACHE_S = 60
 _OTHER_FILES = 128
 _CONNECTIONS_A_CALL = 2
@@ -114,17 +115,21 @@ class _Connection(ResponseHandler):
         self._acked = _acked_bytes(self.transport) if was_idle else -1
         return True
 
-    async def exchange(self, request: bytes, until: float) -> tuple[Any, bytes]:
+    async def exchange(self, head: bytes, body: bytes, until: float) -> tuple[Any, bytes]:
         """Send a whole request; returns the head and the content of the reply.
 
         Raises:
             TimeoutError: The reply is not complete by `until`, on the event loop's clock.
         """
         self.set_response_params(read_until_eof=True, auto_decompress=False)
+        writing: asyncio.Task[None] | None = None
         if self.begin_request() and self.transport is not None:
-            self.transport.write(request)
-            self.start_timeout()
-        alarm = self._loop.call_at(until, self._time_out)
+            if len(body) <= _PIECE_BYTES:
+                self.transport.write(head + body)
+                self.start_timeout()
+            else:
+                writing = self._loop.create_task(self._write_pieces(head, body))
+        self._alarm = self._loop.call_at(until, self._time_out)
         try:
             head, content = await self.read()
             while head.code < 200 and head.code != 101:  # noqa: PLR2004  (an interim reply)
@@ -133,7 +138,21 @@ class _Connection(ResponseHandler):
         except HttpProcessingError as error:
             raise aiohttp.ClientPayloadError(f"The reply is not HTTP ({type(error).__name__}).") from error
         finally:
-            alarm.cancel()
+            self._alarm.cancel()
+            if writing is not None and not writing.done():  # the server refused the request before it had all of it
+                writing.cancel()
+                self.force_close()
+
+    async def _write_pieces(self, head: bytes, body: bytes) -> None:
+        """Write a large request as fast as the server reads it, so that no second copy of it is in memory."""
+        transport = self.transport
+        assert transport is not None
+        transport.write(head)
+        with suppress(ConnectionError):  # the reader gets this error, too
+            for start in range(0, len(body), _PIECE_BYTES):
+                transport.write(body[start : start + _PIECE_BYTES])
+                await self._drain_helper()
+            self.start_timeout()
 
     def _has_unread_bytes(self) -> bool:
         transport = self.transport
@@ -146,10 +165,14 @@ class _Connection(ResponseHandler):
     def _is_request_out(self) -> bool:
         return self._is_written and self.transport is not None and not self.transport.get_write_buffer_size()
 
-    def _time_out(self) -> None:
+    def _time_out(self, received: int = -1) -> None:
         # An event loop that stood still (a blocking cell of a notebook, a paused process) reads before it looks at
-        # alarms, so a reply that was received meanwhile is here.
-        if self._reply is None or not self._reply.is_eof():
+        # alarms, so the first piece of a reply that arrived meanwhile is here; the other pieces follow.
+        if self._reply is not None and self._reply.is_eof():
+            return
+        if received < self._received and self._has_unread_bytes():
+            self._alarm = self._loop.call_later(0, self._time_out, self._received)
+        else:
             self._give_up(TimeoutError())
 
     def _give_up(self, error: Exception) -> None:
@@ -364,7 +387,7 @@ class Connector(aiohttp.TCPConnector):
         factory: Any = partial(_Connection, loop=self._loop, max_bytes=max_bytes, reuse_pause=self._reuse_pause)
         self._factory = factory
 
-    async def exchange(self, target: Target, request: bytes, until: float) -> tuple[Any, bytes]:
+    async def exchange(self, target: Target, head: bytes, body: bytes, until: float) -> tuple[Any, bytes]:
         """Send a whole request on a free or new connection; returns the head and the content of the reply."""
         limits, left_s = target.limits, until - self._loop.time()
         if left_s < (limits.connect or 0.0):
@@ -378,7 +401,7 @@ class Connector(aiohttp.TCPConnector):
             raise aiohttp.ConnectionTimeoutError
         try:
             protocol: Any = connection.protocol
-            reply: tuple[Any, bytes] = await protocol.exchange(request, until)
+            reply: tuple[Any, bytes] = await protocol.exchange(head, body, until)
         except BaseException:
             connection.close()
             raise

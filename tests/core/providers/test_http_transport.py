@@ -423,17 +423,18 @@ def test_timed_out_calls_have_a_bound_of_attempts() -> None:
     assert "raise timeout_s" in report.errors()[0]
 
 
-def test_reply_received_while_the_event_loop_was_blocked_is_taken() -> None:
+@pytest.mark.parametrize("text", ["hello", "hello" * 200_000], ids=["small", "large"])
+def test_reply_received_while_the_event_loop_was_blocked_is_taken(text: str) -> None:
     """A cell that blocks the loop, or a paused process, for longer than the time-out loses no reply that is here."""
 
     async def ask_and_block(provider: Provider) -> Reply:
         async with contextlib.aclosing(
             connect(ModelSpec("openai_compatible/m", base_url=provider.base_url, timeout_s=0.2))
         ) as model:
-            asking = asyncio.create_task(model(Call((Message("user", "Repeat: hello"),))))
+            asking = asyncio.create_task(model(Call((Message("user", f"Repeat: {text}"),))))
             await asyncio.to_thread(provider.ledger.wait_for, lambda ledger: ledger.requests)
             time.sleep(0.25)  # noqa: ASYNC251  (it blocks the event loop)
             return await asking
 
     with Provider(latency_s=0.05) as provider:
-        assert "hello" in asyncio.run(ask_and_block(provider)).text
+        assert text in asyncio.run(ask_and_block(provider)).text
