@@ -104,7 +104,8 @@ class _Connection(ResponseHandler):
         """Expect a reply from now on; returns `False`, and fails the call, if the connection cannot be used."""
         now = self._loop.time()
         is_stale = self._is_used and now < self._reuse_pause.until
-        if self.exception() is None and (is_stale or not self.is_connected() or self._has_unread_bytes()):
+        is_out_of_step = not self._may_have_session_tickets() and self._has_unread_bytes()
+        if self.exception() is None and (is_stale or not self.is_connected() or is_out_of_step):
             self._give_up(NotSentError(reused=self._is_used))
         if self.exception() is not None:
             return False
@@ -128,13 +129,13 @@ class _Connection(ResponseHandler):
                 self.transport.write(head + body)
                 self.start_timeout()
             else:
-                writing = self._loop.create_task(self._write_pieces(head, body))
+                writing = self._loop.create_task(self._write_pieces(self.transport, head, body))
         self._alarm = self._loop.call_at(until, self._time_out)
         try:
-            head, content = await self.read()
-            while head.code < 200 and head.code != 101:  # noqa: PLR2004  (an interim reply)
-                head, content = await self.read()
-            return head, content.read_nowait() if content.is_eof() else await content.read()
+            answer, content = await self.read()
+            while answer.code < 200 and answer.code != 101:  # noqa: PLR2004  (an interim reply)
+                answer, content = await self.read()
+            return answer, content.read_nowait() if content.is_eof() else await content.read()
         except HttpProcessingError as error:
             raise aiohttp.ClientPayloadError(f"The reply is not HTTP ({type(error).__name__}).") from error
         finally:
@@ -143,10 +144,8 @@ class _Connection(ResponseHandler):
                 writing.cancel()
                 self.force_close()
 
-    async def _write_pieces(self, head: bytes, body: bytes) -> None:
+    async def _write_pieces(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
         """Write a large request as fast as the server reads it, so that no second copy of it is in memory."""
-        transport = self.transport
-        assert transport is not None
         transport.write(head)
         with suppress(ConnectionError):  # the reader gets this error, too
             for start in range(0, len(body), _PIECE_BYTES):
@@ -155,12 +154,15 @@ class _Connection(ResponseHandler):
             self.start_timeout()
 
     def _has_unread_bytes(self) -> bool:
-        transport = self.transport
-        if transport is None or (not self._is_used and transport.get_extra_info("sslcontext") is not None):
-            return False  # session tickets may follow a TLS handshake
+        if self.transport is None:
+            return False
         if self._is_readable is None:
-            self._is_readable = _make_is_readable(transport.get_extra_info("socket"))
+            self._is_readable = _make_is_readable(self.transport.get_extra_info("socket"))
         return self._is_readable()
+
+    def _may_have_session_tickets(self) -> bool:
+        """Whether unread bytes may be those that follow a TLS handshake."""
+        return not self._is_used and self.transport is not None and bool(self.transport.get_extra_info("sslcontext"))
 
     def _is_request_out(self) -> bool:
         return self._is_written and self.transport is not None and not self.transport.get_write_buffer_size()
