@@ -159,7 +159,8 @@ def no_answer_error(response: Response, call: Call | None, secrets: Iterable[str
             status = _BAD_REQUEST
     if status is not None:
         return _classify(Response(status, {}, response.content, response.at), body, call, secrets, to)
-    return TransientError("The provider replied 200 with a body that is not a chat completion.", cost_unknown=True)
+    text = f"{to.host!r} replied 200 with a body that is not a chat completion; check base_url."
+    return TransientError(text, cost_unknown=True)
 
 
 def _read_body(response: Response) -> ErrorBody:
