@@ -50,13 +50,16 @@ def connect(spec: ModelSpec) -> ChatModel:
 
 
 def _suggest(model: str) -> str:
-    provider, slash, name = model.partition("/")
-    if not slash:
-        hosts = [f"{host}/{model}" for host in ("openai", "anthropic", "gemini") if find_entry(f"{host}/{model}")]
+    host, colon, rest = model.partition(":")
+    known = {*_DIALECTS, *provider_names()}
+    provider, _, name = model.partition("/")
+    if colon and host in known:  # as other packages write it
+        names = [f"{host}/{rest}"]
+    elif name:
+        names = [f"{near}/{name}" for near in get_close_matches(provider, known, 3)]
     else:
-        near = get_close_matches(provider, {*_DIALECTS, *provider_names()}, 3)
-        hosts = [f"{host}/{name}" for host in near]
-    return f" Did you mean {' or '.join(map(repr, hosts))}?" if hosts else ""
+        names = [f"{near}/{provider}" for near in ("openai", "anthropic", "gemini") if find_entry(f"{near}/{provider}")]
+    return f" Did you mean {' or '.join(map(repr, names))}?" if names else ""
 
 
 # The module and function that connect each dialect; a module is imported when it is needed.

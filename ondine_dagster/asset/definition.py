@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ondine_core.prompts.task import Task, check_columns
 from ondine_core.prompts.template import Prompt, explain_uncacheable
 from ondine_core.types.suggestion import did_you_mean
 from ondine_dagster.config.launchpad import LLMAssetConfig
+from ondine_dagster.config.strict import EQUIVALENTS
 from ondine_dagster.resource import LLMResource
 from ondine_dagster.run.partitions import check_partition_by
 from ondine_dagster.run.plan import Enrichment
@@ -74,7 +75,17 @@ def _check_names(enrichment: Enrichment) -> None:
             raise ConfigError(f"model_column={model_column!r} is also {what}; give model_column another name.")
 
 
-def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | ConfigError:
+_EQUIVALENTS = {
+    **EQUIVALENTS,
+    **dict.fromkeys(("budget", "max_budget"), "max_cost_usd"),
+    **dict.fromkeys(("instructions", "system_prompt"), "system"),
+    **dict.fromkeys(("output_schema", "output_type", "response_format", "response_model", "result_type"), "output"),
+    "schema": "output",
+}
+"""Names in other libraries, and the equivalent argument of the asset, its prompt or its model."""
+
+
+def unknown_argument(error: TypeError, own: Collection[str]) -> TypeError | ConfigError:
     """Translate an `error` of `@dg.asset` about an unknown argument into one with a suggestion.
 
     `own` are the arguments of `llm_asset` itself. Other errors are returned as they are.
@@ -83,7 +94,8 @@ def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | Config
     if match is None:
         return error
     name = match[1]
-    suggestion = _place_of(name)
+    equivalent = _EQUIVALENTS.get(name, name)
+    suggestion = f" Did you mean {equivalent!r}?" if equivalent in own else _place_of(equivalent)
     if suggestion is None:
         suggestion = did_you_mean(name, {*own, *inspect.signature(dg.asset).parameters})
     return ConfigError(f"Neither llm_asset nor @dg.asset has an argument {name!r}.{suggestion}")
@@ -91,7 +103,6 @@ def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | Config
 
 def _place_of(name: str) -> str | None:
     """A sentence that says where an argument of the prompt, the model or a run belongs; `None` for other names."""
-    name = {"max_tokens": "max_output_tokens"}.get(name, name)
     if name in {field.name for field in fields(Prompt)}:
         return f" It belongs to the prompt: prompt=Prompt(..., {name}=...)."
     if name in LLMResource.model_fields:

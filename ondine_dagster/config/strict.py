@@ -23,7 +23,7 @@ class StrictConfig(dg.Config):
             known = set(cls.model_fields) | {field.alias for field in cls.model_fields.values() if field.alias}
             for name in given:
                 if name not in known:
-                    equivalent = _EQUIVALENTS.get(name)
+                    equivalent = EQUIVALENTS.get(name)
                     hint = f" Did you mean {equivalent!r}?" if equivalent in known else did_you_mean(name, known)
                     raise ConfigError(
                         f"{cls.__name__} has no field {name!r}.{hint} Valid are {', '.join(sorted(known))}."
@@ -38,13 +38,20 @@ def plain_texts(given: Any) -> dict[str, str]:
     return {name: value for name, value in given.items() if type(value) is str}
 
 
-_EQUIVALENTS = {
-    "api_base": "base_url",
-    "max_cost_usd": "budgets",
+EQUIVALENTS = {
+    "callbacks": "observers",
+    "concurrency": "max_concurrency",
+    "model_name": "model",
     "rpm": "requests_per_minute",
     "service_tier": "tier",
     "tpm": "tokens_per_minute",
-    **dict.fromkeys(("extra_body", "metadata", "seed", "stop", "top_p", "user"), "params"),
-    **dict.fromkeys(("api_version", "default_headers", "extra_headers", "organization", "project"), "settings"),
+    **dict.fromkeys(("api_base", "azure_endpoint", "endpoint", "openai_api_base"), "base_url"),
+    **dict.fromkeys(("api_version", "default_headers", "extra_headers", "headers"), "settings"),
+    **dict.fromkeys(("organization", "project"), "settings"),
+    **dict.fromkeys(("extra_body", "metadata", "model_kwargs", "seed", "stop", "top_p", "user"), "params"),
+    **dict.fromkeys(("max_budget", "max_cost_usd"), "budgets"),
+    **dict.fromkeys(("max_completion_tokens", "max_tokens"), "max_output_tokens"),
+    **dict.fromkeys(("max_parallel_requests", "max_workers"), "max_concurrency"),
+    **dict.fromkeys(("request_timeout", "timeout"), "timeout_s"),
 }
-"""Names in other libraries, and the equivalent field here."""
+"""Names in other libraries, and the equivalent field of the resource."""

@@ -140,6 +140,9 @@ def test_check_class_without_arguments_is_refused() -> None:
         ("base_url", "LLMResource(..., base_url=...)"),
         ("max_rows", "LLMAssetConfig(max_rows=...)"),
         ("max_cost", "Did you mean 'max_cost_usd'"),
+        ("response_model", "Did you mean 'output'"),
+        ("instructions", r"prompt=Prompt(..., system=...)"),
+        ("model_kwargs", "LLMResource(..., params=...)"),
     ],
 )
 def test_misplaced_argument_error_says_where_it_belongs(name: str, place: str) -> None:

@@ -27,6 +27,8 @@ MODEL = "openai/gpt-4o-mini"
         (LLMResource, {"model": MODEL, "organization": "org-1"}, "'organization'. Did you mean 'settings'?"),
         (LLMResource, {"model": MODEL, "rpm": 3}, "'rpm'. Did you mean 'requests_per_minute'?"),
         (LLMResource, {"model": MODEL, "max_tokens": 3}, "'max_tokens'. Did you mean 'max_output_tokens'?"),
+        (LLMResource, {"model": MODEL, "request_timeout": 3}, "'request_timeout'. Did you mean 'timeout_s'?"),
+        (LLMResource, {"model_name": MODEL}, "'model_name'. Did you mean 'model'?"),
         (LLMResource, {"model": MODEL, "zzz": 3}, "'zzz'. Valid are api_key, base_url, batch_min_rows"),
         (SharedBudget, {"name": "b", "max_cost_usd": 1, "perod": "day"}, "'perod'. Did you mean 'period'?"),
         (LLMAssetConfig, {"maxrows": 10}, "'maxrows'. Did you mean 'max_rows'?"),
@@ -72,6 +74,7 @@ def test_subclasses_have_fields_of_their_own() -> None:
     ("given", "complaint"),
     [
         ({"model": "gpt-4o-mini"}, "Did you mean 'openai/gpt-4o-mini'?"),
+        ({"model": "openai:gpt-4o-mini"}, "Did you mean 'openai/gpt-4o-mini'?"),
         ({"model": MODEL, "fallbacks": ["gpt-4o"]}, "model='gpt-4o' is not understood"),
         ({"model": MODEL, "base_url": "localhost:1"}, "base_url='localhost:1'"),
         ({"model": MODEL, "params": {"max_tokens": 3}}, "it follows from max_output_tokens"),
