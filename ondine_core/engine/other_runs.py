@@ -168,7 +168,9 @@ class OtherRuns:
 
     async def _forget_ended(self, runs: Mapping[bytes, Sequence[float]]) -> set[bytes]:
         """Withdraw the runs whose process is known to have ended; returns them."""
-        ended = {run for run, process in runs.items() if process and has_ended(Process(*process))}
+        processes = {Process(*process) for process in runs.values() if process}  # hundreds of runs may be of one
+        gone = {process for process in processes if has_ended(process)}
+        ended = {run for run, process in runs.items() if tuple(process) in gone}
         if ended:
             await self.store.leave(*sorted(ended))
         return ended
