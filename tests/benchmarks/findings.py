@@ -120,6 +120,9 @@ def _limits(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:
     yield from limited.alone("calls refused under a configured limit, a row", "configured", wasted, at_most=0)
     yield from limited.alone("share of an unconfigured limit that is used", "unconfigured", used, at_least=0.95)
     yield from limited.alone("calls refused under an unconfigured limit, a row", "unconfigured", wasted, at_most=0.02)
+    at_fifty = "unconfigured, 50 in flight"
+    yield from limited.alone("the same share with 50 calls in flight", at_fifty, used, at_least=0.93)
+    yield from limited.alone("the same refusals with 50 calls in flight", at_fifty, wasted, at_most=0.03)
     refused = _Pairs(runs, "refusals")
     rows_per_s = _figure("rows_per_s")
     yield from refused.ratio(

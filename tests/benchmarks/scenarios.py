@@ -126,9 +126,13 @@ def limits(scale: Scale) -> Iterator[Measured]:
     """A limit that the provider enforces, configured for the client or not."""
     rows = max(scale.limit, min(scale.rows, 20 * scale.limit))
     for repetition in range(scale.repetitions):
-        for client, configured in (("configured", scale.limit), ("unconfigured", None)):
+        for client, configured, in_flight in (
+            ("configured", scale.limit, 256),
+            ("unconfigured", None, 256),
+            ("unconfigured, 50 in flight", None, 50),
+        ):
             with serving(LATENCY_MS, limit=scale.limit) as server:
-                found = _run("ondine", Workload(server.base_url, rows, 256, requests_per_s=configured), server)
+                found = _run("ondine", Workload(server.base_url, rows, in_flight, requests_per_s=configured), server)
             yield {"scenario": "limit", "client": client, "repetition": repetition, **found}
         yield from _refusals(scale, repetition)
 
