@@ -74,17 +74,6 @@ def find_rule(status: int, text: str, *, names_a_wait: bool) -> Rule | None:
 
 _QUOTA = "the quota of the day or month is used up; wait for the next, or raise it"
 _PARAMETER = "no request with this parameter or value succeeds; change it, or leave it out"
-_SCHEMA = "the provider cannot hold the model to this output; change the output's types, or how it is asked for"
-_OUTPUT_BOUND = "the model cannot write that many tokens; lower max_output_tokens"
-_RENAMED_BOUND = (
-    "this model knows the bound on output tokens only as max_completion_tokens; set "
-    "settings={'token_limit_field': 'max_completion_tokens'}"
-)
-_OLD_BOUND = (
-    "this server knows the bound on output tokens only as max_tokens; set settings={'token_limit_field': 'max_tokens'}"
-)
-_TEMPERATURE = "this model takes no other temperature than its own; leave temperature out"
-_SYSTEM = "this model takes no system message; leave out system and say it in the prompt"
 _MEMORY = "the server has not enough memory for the model; give it more, or take a smaller model"
 
 _REFUSALS = (400, 401, 402, 403, 404, 409, 410, 412, 422, 424, 429, 451)
@@ -108,12 +97,8 @@ _RULES: tuple[Rule, ...] = (
         "reply",
         (),
         r"json_validate_failed|tool_use_failed|output_parse_failed|failed_generation|"
-        r"failed to generate (?:valid )?json",
-    ),
-    # llama.cpp, Ollama, TGI: the model's reply could not be parsed.
-    Rule(
-        "reply",
-        (),
+        r"failed to generate (?:valid )?json|"
+        # llama.cpp, Ollama, TGI: the model's reply could not be parsed.
         r"error parsing tool call|failed to parse input at pos|output that does not match the expected|"
         r"(?:model|generated) (?:\w+ ){0,4}(?:output|text|reply|response|json)\b.{0,40}(?:could not|cannot|"
         r"failed to) be parsed|failed to parse (?:the )?(?:generated|model)|"
@@ -153,7 +138,8 @@ _RULES: tuple[Rule, ...] = (
         "setup",
         _BAD_REQUEST,
         r"max_tokens.{0,80}(?:not supported|unsupported).*max_completion_tokens|use 'max_completion_tokens'",
-        advice=_RENAMED_BOUND,
+        advice="this model knows the bound on output tokens only as max_completion_tokens; set "
+        "settings={'token_limit_field': 'max_completion_tokens'}",
     ),
     # Mistral and older servers: the name that OpenAI's reasoning models use for the bound.
     Rule(
@@ -161,7 +147,8 @@ _RULES: tuple[Rule, ...] = (
         _BAD_REQUEST,
         r"(?:extra_forbidden|extra inputs|unrecognized|unknown|unsupported|unexpected).{0,120}max_completion_tokens|"
         r"max_completion_tokens.{0,60}(?:extra inputs|not permitted|not supported|unsupported|unknown)",
-        advice=_OLD_BOUND,
+        advice="this server knows the bound on output tokens only as max_tokens; set "
+        "settings={'token_limit_field': 'max_tokens'}",
     ),
     # OpenAI, Anthropic, Groq, DeepSeek, vLLM: a bound that no reply may have.
     Rule(
@@ -171,7 +158,7 @@ _RULES: tuple[Rule, ...] = (
         r"is too large.{0,160}\(\d+ > \d+ - \d{1,3}\)|invalid max_tokens value|max_tokens: \d+ > \d+|"
         r"maximum allowed number of output tokens|"
         r"max(?:_completion|_output)?_tokens\W{0,3} ?must be (?:less|at most|between|in|<=)",
-        advice=_OUTPUT_BOUND,
+        advice="the model cannot write that many tokens; lower max_output_tokens",
     ),
     # -- the size ------------------------------------------------------------------------------------------------------
     # OpenAI, Groq: one call larger than the limit of a minute.
@@ -283,7 +270,7 @@ _RULES: tuple[Rule, ...] = (
         (400, 422, 500),
         r"(?:system|developer) (?:role|instruction|message|prompt)s? (?:is |are )?not (?:supported|enabled|allowed)|"
         r"(?:does not support|unsupported) (?:\w+ )?(?:system|developer)|roles must alternate",
-        advice=_SYSTEM,
+        advice="this model takes no system message; leave out system and say it in the prompt",
     ),
     # mlx_lm.server, llama.cpp: a parameter of another type, or out of its range.
     Rule(
@@ -300,7 +287,7 @@ _RULES: tuple[Rule, ...] = (
         _BAD_REQUEST,
         r"temperature.{0,80}(?:not support|unsupported|only the default|deprecated|may only be|must be)|"
         r"(?:unsupported|does not support).{0,60}temperature",
-        advice=_TEMPERATURE,
+        advice="this model takes no other temperature than its own; leave temperature out",
     ),
     # OpenAI, Azure, Gemini, Cerebras, vLLM, llama.cpp: a schema that is not taken.
     Rule(
@@ -310,7 +297,7 @@ _RULES: tuple[Rule, ...] = (
         r"output_config|failed to (?:parse|initialize|compile) (?:grammar|samplers)|"
         r"(?:grammar|guided|structured)\b.{0,60}(?:error|invalid|unsupported|not supported)|wrong_api_format|"
         r"must contain the word 'json'",
-        advice=_SCHEMA,
+        advice="the provider cannot hold the model to this output; change the output's types, or how it is asked for",
     ),
     # OpenAI, Gemini, Groq, Mistral, Anthropic, vLLM, FastAPI: a parameter or value that is not taken.
     Rule(
