@@ -15,6 +15,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import cached_property, partial
 from importlib import import_module
@@ -324,26 +325,16 @@ class Resolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """The addresses of `host`."""
-        loop = asyncio.get_running_loop()
-        addresses: asyncio.Future[list[Any]] = loop.create_future()
-
-        def settle(result: list[Any] | None, error: Exception | None) -> None:
-            if addresses.done():
-                return
-            if error is not None:
-                addresses.set_exception(error)
-            else:
-                addresses.set_result(result or [])
+        found: Future[list[Any]] = Future()
+        found.set_running_or_notify_cancel()  # from now on, a cancelled call does not cancel it
 
         def look_up() -> None:
-            result: list[Any] | None = None
-            failed: Exception | None = None
             try:
-                result = self._resolve(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
+                found.set_result(
+                    self._resolve(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
+                )
             except Exception as error:  # noqa: BLE001  (it is passed on)
-                failed = error
-            with suppress(RuntimeError):  # the loop may have closed meanwhile
-                loop.call_soon_threadsafe(settle, result, failed)
+                found.set_exception(error)
 
         threading.Thread(target=look_up, name="ondine-resolver", daemon=True).start()
         return [
@@ -355,7 +346,7 @@ class Resolver(AbstractResolver):
                 proto=protocol,
                 flags=socket.AI_NUMERICHOST,
             )
-            for kind, _, protocol, _, address in await addresses
+            for kind, _, protocol, _, address in await asyncio.wrap_future(found)
         ]
 
     async def close(self) -> None:
