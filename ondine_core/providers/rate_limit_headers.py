@@ -30,38 +30,22 @@ def hold_off_s(headers: Mapping[str, str], tokens: int, received: int = 0, now: 
     """
     if "ratelimit" not in "".join(headers).lower():
         return 0.0
-    waits_s = [
-        _refill_s(headers, prefix, kind, needed)
-        for prefix in _PREFIXES
-        for kind, needed in (("requests", 1), ("tokens", tokens))
-    ]
     needs = (("requests", 1), ("tokens", tokens), ("input-tokens", tokens - received), ("output-tokens", received))
-    waits_s += [_anthropic_refill_s(headers, kind, needed, now) for kind, needed in needs]
-    return max(waits_s)
+    names = [(f"{prefix}x-ratelimit-{{}}-{kind}", needed) for prefix in _PREFIXES for kind, needed in needs[:2]]
+    names += [(f"anthropic-ratelimit-{kind}-{{}}", needed) for kind, needed in needs]
+    return max(_refill_s(headers, name, needed, now) for name, needed in names)
 
 
-def _refill_s(headers: Mapping[str, str], prefix: str, kind: str, needed: int) -> float:
-    left = _number(headers.get(f"{prefix}x-ratelimit-remaining-{kind}"))
+def _refill_s(headers: Mapping[str, str], name: str, needed: int, now: float) -> float:
+    """Seconds until `needed` is available by three headers; `name` has a gap for which of them it is."""
+    left = _number(headers.get(name.format("remaining")))
     if left is None or left >= needed:
         return 0.0
-    reset_s = _duration_s(headers.get(f"{prefix}x-ratelimit-reset-{kind}"))
-    return _share_s(reset_s, left, _number(headers.get(f"{prefix}x-ratelimit-limit-{kind}")), needed)
-
-
-def _anthropic_refill_s(headers: Mapping[str, str], kind: str, needed: int, now: float) -> float:
-    left = _number(headers.get(f"anthropic-ratelimit-{kind}-remaining"))
-    if left is None or left >= needed:
-        return 0.0
-    reset_s = _until_s(headers.get(f"anthropic-ratelimit-{kind}-reset", ""), now)
-    return _share_s(reset_s, left, _number(headers.get(f"anthropic-ratelimit-{kind}-limit")), needed)
-
-
-def _share_s(reset_s: float | None, left: float, limit: float | None, needed: int) -> float:
-    """Seconds until `needed` of `limit` is available, if `left` is now and all of it will be in `reset_s`."""
-    if reset_s is None:
-        return 0.0
-    if limit is None or limit <= left:
-        return reset_s
+    reset = headers.get(name.format("reset"), "")
+    reset_s = _until_s(reset, now) if name.startswith("anthropic") else _duration_s(reset)
+    limit = _number(headers.get(name.format("limit")))
+    if reset_s is None or limit is None or limit <= left:
+        return reset_s or 0.0
     return reset_s * min(1.0, (needed - left) / (limit - left))
 
 
@@ -75,12 +59,12 @@ def _number(text: str | None) -> float | None:
     return number if isfinite(number) else None
 
 
-def _duration_s(text: str | None) -> float | None:
+def _duration_s(text: str) -> float | None:
     """Seconds from `6m0s`, `20ms` or a plain number of them."""
     number = _number(text)
     if number is not None:
         return number if number >= 0 else None
-    parts = _PART.findall(text or "")
+    parts = _PART.findall(text)
     if not text or "".join(amount + unit for amount, unit in parts) != text:
         return None
     return sum(float(amount) * _UNIT_S[unit] for amount, unit in parts)
