@@ -175,13 +175,11 @@ def find_address(spec: ModelSpec) -> str | None:
     if spec.dialect == "anthropic":
         return find_anthropic_address(spec)
     server = SERVERS.get(spec.dialect)
-    return spec.base_url or (_own_address(spec.dialect, server) if server else None)
-
-
-def _own_address(provider: str, server: Server) -> str | None:
+    if spec.base_url or server is None:
+        return spec.base_url
     address = first_set(server.addresses) or server.base_url
     # Ollama's variable names the root of its server, which speaks the dialect at /v1.
-    if address and provider == "ollama" and not urlsplit(address).path.strip("/"):
+    if address and spec.dialect == "ollama" and not urlsplit(address).path.strip("/"):
         return f"{address.rstrip('/')}/v1"
     return address
 

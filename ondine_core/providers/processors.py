@@ -10,9 +10,11 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+
+from ondine_core.providers.settings import set_variable
 
 _SPINS = 10_000
 """About a tenth of a millisecond: much longer than threads wait for each other if each has a processor."""
@@ -71,21 +73,15 @@ def core_count() -> int:
     return len({_core_of(processor) for processor in processors})
 
 
-@contextmanager
-def brief_spinning(environment: MutableMapping[str, str]) -> Iterator[None]:
+def brief_spinning(environment: MutableMapping[str, str]) -> AbstractContextManager[None]:
     """Make the threads of libraries loaded inside the context spin only briefly, unless the user set how they wait.
 
     GNU's OpenMP spins for milliseconds by default. If other work takes a processor later, the spinning threads keep it
     from the thread that they wait for, and the computation stalls.
     """
     if _WAITING & environment.keys():
-        yield
-        return
-    environment[_SPIN_VARIABLE] = str(_SPINS)
-    try:
-        yield
-    finally:
-        del environment[_SPIN_VARIABLE]
+        return nullcontext()
+    return set_variable(environment, _SPIN_VARIABLE, str(_SPINS))
 
 
 def _core_of(processor: int) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -182,6 +183,20 @@ def _check_headers(given: Mapping[Any, Any], source: str, key_headers: Collectio
 def first_set(variables: tuple[str, ...]) -> str | None:
     """The value of the first of these environment variables that is set and not blank."""
     return next((value for name in variables if (value := os.environ.get(name, "").strip())), None)
+
+
+@contextmanager
+def set_variable(environment: MutableMapping[str, str], name: str, value: str) -> Iterator[None]:
+    """Set a variable within the context; afterwards it is as before."""
+    before = environment.get(name)
+    environment[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del environment[name]
+        else:
+            environment[name] = before
 
 
 def api_key_of(spec: ModelSpec) -> str:

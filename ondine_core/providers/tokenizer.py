@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 
 from ondine_core.providers.model_data import ENCODINGS
+from ondine_core.providers.settings import set_variable
 from ondine_core.types.forking import make_lock
 
 
@@ -148,19 +148,6 @@ _loading = make_lock()  # guards the variable above, which tiktoken reads while 
 def _encoder(name: str) -> Callable[[str], list[int]]:
     import tiktoken
 
-    with _loading, _variable(_FOLDER_VARIABLE, str(ENCODINGS)):
+    with _loading, set_variable(os.environ, _FOLDER_VARIABLE, str(ENCODINGS)):
         # Text that looks like a special token is text, since it comes from a row.
         return tiktoken.get_encoding(name).encode_ordinary
-
-
-@contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
