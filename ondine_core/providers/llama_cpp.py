@@ -16,7 +16,7 @@ import os
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from os.path import commonprefix
@@ -190,7 +190,7 @@ class _Server:
     """A running server; `handle` keeps it alive."""
 
     address: str
-    api_key: str
+    api_key: str = field(repr=False)
     has_chat_template: bool
     handle: Any
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import threading
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from typing import Any
 
 import pytest
 
-from ondine_core import ConfigError, FatalError, ModelSpec, ProviderError, TransientError
+from ondine_core import ConfigError, FatalError, ModelSpec, ProviderError, TransientError, providers
 from ondine_core.providers import connect
 from ondine_core.providers.http_client import proxy_for
 from tests.support.asking import one_call, one_call_to
@@ -158,3 +162,14 @@ def test_hanging_look_up_ends_with_the_time_out() -> None:
     assert not caught.value.cost_unknown
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "ondine-resolver")
     never.set()
+
+
+def test_no_dataclass_of_a_provider_shows_a_key_in_its_repr() -> None:
+    """A field that is named after a key or a token is left out of the repr, also that of the server in this process."""
+    names = [module.name for module in pkgutil.walk_packages(providers.__path__, f"{providers.__name__}.")]
+    modules = [importlib.import_module(name) for name in names if not name.endswith("__main__")]
+    classes = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
+    fields = [(kind, field) for kind in classes if is_dataclass(kind) for field in dataclass_fields(kind)]
+    secret = [(kind.__name__, field.repr) for kind, field in fields if field.name in ("api_key", "token", "secrets")]
+    assert len(secret) >= 5
+    assert {shown for _, shown in secret} == {False}, secret
