@@ -31,14 +31,7 @@ from ondine_core.providers.http_errors import (
     response_error,
     transport_error,
 )
-from ondine_core.providers.http_hooks import (
-    Watch,
-    cause_of,
-    make_client,
-    request_id,
-    response_behind,
-    watch,
-)
+from ondine_core.providers.http_hooks import Watch, cause_of, make_client, request_id, response_behind, watch
 from ondine_core.providers.loading import LoadedOnce
 from ondine_core.providers.model_data import installed_litellm
 from ondine_core.providers.openai_http import chat_body, chat_reply

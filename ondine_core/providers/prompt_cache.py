@@ -31,17 +31,13 @@ class CacheRule:
 
 
 _PROVIDERS: Mapping[str, CacheRule] = {
-    "openai": CacheRule(),
-    "azure": CacheRule(),
+    **dict.fromkeys(("openai", "azure", "groq", "mistral", "xai"), CacheRule()),
     "anthropic": CacheRule(has_hour=True),
     "gemini": CacheRule(min_tokens=2048),
-    "groq": CacheRule(),
-    "mistral": CacheRule(),
     "deepseek": CacheRule(min_tokens=64),
-    "xai": CacheRule(),
 }
-_KEY_FIELDS: Mapping[str, str] = {"api.openai.com": "prompt_cache_key", "api.mistral.ai": "prompt_cache_key"}
-"""The request field that routes calls with one prefix to one cache, by host: other servers may refuse it."""
+_KEY_HOSTS = ("api.openai.com", "api.mistral.ai")
+"""Hosts with a request field that routes calls with one prefix to one cache; other servers may refuse it."""
 
 
 def find_cache_rule(spec: ModelSpec) -> CacheRule | None:
@@ -56,7 +52,7 @@ def find_cache_rule(spec: ModelSpec) -> CacheRule | None:
 
 def cache_key_field(host: str | None) -> str | None:
     """The request field for the identity of a prefix at the server `host`, if it has one."""
-    return _KEY_FIELDS.get(host or "")
+    return "prompt_cache_key" if host in _KEY_HOSTS else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,9 +89,7 @@ def _asked_s(text: str, unit_s: float, now: float) -> float | None:
     else:
         return max(0.0, seconds) if isfinite(seconds) else None
     try:
-        date = parsedate_to_datetime(text)
-        aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
-        return max(0.0, aware.timestamp() - now)
+        return _left_s(parsedate_to_datetime(text), now)
     except (ValueError, OverflowError):
         return wait_of_value_s(text, now)
 
@@ -99,9 +97,7 @@ def _asked_s(text: str, unit_s: float, now: float) -> float | None:
 def limits_reset_s(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds until the time in `X-RateLimit-Reset`, as OpenRouter and others send it."""
     reset = _number(headers.get("x-ratelimit-reset"))
-    if reset is None or reset < _EPOCH_S:
-        return None
-    return valid_wait_s(max(0.0, reset / (1000 if reset >= _EPOCH_MS else 1) - now))
+    return None if reset is None or reset < _EPOCH_S else wait_of_value_s(reset, now)
 
 
 def valid_wait_s(seconds: float) -> float | None:
@@ -180,5 +176,9 @@ def _until_s(date: str, now: float) -> float | None:
         moment = dt.datetime.fromisoformat(date.replace("utc", "z").replace(" z", "z").strip().upper())
     except ValueError:
         return None
+    return valid_wait_s(_left_s(moment, now))
+
+
+def _left_s(moment: dt.datetime, now: float) -> float:
     aware = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-    return valid_wait_s(max(0.0, aware.timestamp() - now))
+    return max(0.0, aware.timestamp() - now)

@@ -132,7 +132,9 @@ def _choices(values: list[Any], subset: SchemaSubset) -> dict[str, Any]:
     """A choice of `values`, with the type that strict mode requires beside it."""
     by_type: dict[str, list[Any]] = {}
     for value in values:
-        by_type.setdefault(_type_of(value), []).append(value)
+        if type(value) not in _TYPE_NAMES:
+            raise _NotStrictError
+        by_type.setdefault(_TYPE_NAMES[type(value)], []).append(value)
     return _any_of(
         {"type": name} if _is_plain(name, choices, subset) else {"type": name, "enum": choices}
         for name, choices in by_type.items()
@@ -146,20 +148,7 @@ def _is_plain(name: str, values: list[Any], subset: SchemaSubset) -> bool:
     return not subset.any_choices and (name != "string" or "" in values)
 
 
-def _type_of(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "number"
-        case str():
-            return "string"
-        case _:
-            raise _NotStrictError
+_TYPE_NAMES: Mapping[type, str] = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
 _BEYOND_REGULAR = re.compile(r"\(\?(?!:)|\\[1-9bBAZzpPkX]")

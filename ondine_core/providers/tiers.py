@@ -52,13 +52,9 @@ _PROVIDERS: Mapping[str, ProviderTiers] = {
 JOB_PROVIDERS: Final = tuple(name for name, provider in _PROVIDERS.items() if provider.has_jobs)
 """The providers with a batch API."""
 _NAMES: Mapping[str, Tier] = {
-    "default": "standard",
-    "standard": "standard",
-    "on_demand": "standard",
-    "scale": "standard",
+    **dict.fromkeys(("default", "standard", "on_demand", "scale"), "standard"),
     "flex": "flex",
-    "priority": "priority",
-    "performance": "priority",
+    **dict.fromkeys(("priority", "performance"), "priority"),
     "batch": "batch",
 }
 """The names of tiers in replies."""
