@@ -45,8 +45,7 @@ from ondine_core.providers.settings import (
     first_set,
     setting_of,
 )
-from ondine_core.providers.surcharges import find_vertex_location
-from ondine_core.providers.tiers import tier_fields
+from ondine_core.providers.tiers import find_vertex_location, tier_fields
 from ondine_core.providers.usage import stated_usd_in, stated_usd_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply

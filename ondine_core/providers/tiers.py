@@ -1,18 +1,21 @@
-"""Price tiers: which provider has which, how a request asks for one, and the names of tiers in replies.
+"""Price tiers: which provider has which, how a request asks for one, how replies name them, and their prices.
 
 A tier does not change answers, so keys do not include it. A call costs the price of the tier that its reply names;
-until then the price of the most expensive tier that may answer is reserved.
+until then the price of the most expensive tier that may answer is reserved. Regional endpoints add a surcharge to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, get_args
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, Final, get_args
+from urllib.parse import urlsplit
 
 from ondine_core.errors import ConfigError
+from ondine_core.providers.openai_servers import find_address
 from ondine_core.providers.pricing import Price, find_entry, find_price
-from ondine_core.providers.surcharges import add_surcharge, find_surcharge
+from ondine_core.providers.settings import first_set
 from ondine_core.types.values import ModelSpec, Tier
 
 
@@ -100,7 +103,7 @@ def find_tier_prices(spec: ModelSpec) -> dict[Tier, Price]:
     """The known prices of the model of `spec` at its endpoint, by tier."""
     provider = _PROVIDERS.get(spec.dialect)
     prices: dict[Tier, Price] = {}
-    hour, surcharge = spec.prompt_cache == "1h", find_surcharge(spec)
+    hour, surcharge = spec.prompt_cache == "1h", _find_surcharge(spec)
     for tier in get_args(Tier):
         if tier == "batch" and spec.dialect not in JOB_PROVIDERS:
             continue
@@ -108,5 +111,51 @@ def find_tier_prices(spec: ModelSpec) -> dict[Tier, Price]:
         if price is None and provider and tier in provider.at_list_price:
             price = find_price(spec.listed_as, spec.params, hour=hour)
         if price is not None:
-            prices[tier] = add_surcharge(price, surcharge)
+            prices[tier] = _add_surcharge(price, surcharge)
     return prices
+
+
+# -- surcharges of regional endpoints, by the price data -----------------------------------------------------------
+
+_OPENAI_HOSTS: Mapping[str, str] = {
+    "eu.api.openai.com": "regional_processing_uplift_multiplier_eu",
+    "us.api.openai.com": "regional_processing_uplift_multiplier_us",
+    "gov.api.openai.com": "fedramp_uplift_multiplier",
+}
+_VERTEX = "regional_endpoint_uplift_multiplier"
+# Those of litellm, of Google's package and of Anthropic's.
+_VERTEX_LOCATION = ("VERTEXAI_LOCATION", "VERTEX_LOCATION", "GOOGLE_CLOUD_LOCATION", "CLOUD_ML_REGION")
+_TOKEN_PRICES = ("input", "output", "cached_input", "reasoning", "cache_write", "cache_write_1h")
+
+
+def _find_surcharge(spec: ModelSpec) -> Decimal:
+    """The factor on listed prices of tokens at the endpoint of `spec`; 1 without a surcharge."""
+    name = _surcharge_name(spec)
+    factor = (find_entry(spec.listed_as) or {}).get(name) if name else None
+    return Decimal(1) if factor is None else Decimal(repr(factor))
+
+
+def _surcharge_name(spec: ModelSpec) -> str | None:
+    """The name of the factor in the price data; `None` if the endpoint has none."""
+    if spec.dialect == "openai":
+        return _OPENAI_HOSTS.get(urlsplit(find_address(spec) or "").hostname or "")
+    if spec.dialect == "vertex_ai":
+        # Without a location litellm uses a regional endpoint.
+        return None if (find_vertex_location(spec) or "").lower() == "global" else _VERTEX
+    return None
+
+
+def find_vertex_location(spec: ModelSpec) -> str | None:
+    """The location at which Vertex AI is asked, by `spec` or a variable; `None` if litellm chooses one."""
+    given = spec.settings.get("vertex_location") or spec.params.get("vertex_location")
+    return str(given) if given else first_set(_VERTEX_LOCATION)
+
+
+def _add_surcharge(price: Price, factor: Decimal) -> Price:
+    """`price` with the prices of tokens multiplied by `factor`."""
+    if factor == 1:
+        return price
+    prices = {name: getattr(price, name) for name in _TOKEN_PRICES}
+    dearer: dict[str, Any] = {name: None if usd is None else usd * factor for name, usd in prices.items()}
+    beyond = tuple((length, _add_surcharge(longer, factor)) for length, longer in price.beyond)
+    return replace(price, **dearer, beyond=beyond)

@@ -16,10 +16,9 @@ from typing import Any
 from ondine_core.errors import FatalError, RefusedError
 from ondine_core.providers.mlx.chat_template import encode
 from ondine_core.providers.mlx.failures import generation_error
-from ondine_core.providers.mlx.grammar import Grammars
+from ondine_core.providers.mlx.next_token import Grammars, make_sampler
 from ondine_core.providers.mlx.parameters import MAX_CONCURRENCY, Options
 from ondine_core.providers.mlx.prefix_cache import PREFILL_TOKENS, PrefixCache
-from ondine_core.providers.mlx.sampling import make_sampler
 from ondine_core.types.values import Call, Reply, Usage
 
 _PARAGRAPH = "\n\n"
