@@ -44,15 +44,23 @@ def run_command(command: Callable[[], None]) -> int:
     try:
         command()
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader closed the output, as `head` does; flushing it at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader closed the output, as `head` does
+        _end_output()
     except (OndineError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
+        _end_output()
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _end_output() -> None:
+    """Write the rest of the output; drop it if that fails, since Python 3.14 would report the failure again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # -- arguments -----------------------------------------------------------------------------------------------------
