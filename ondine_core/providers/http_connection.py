@@ -46,6 +46,7 @@ _IDLE_S = 0.1
 """Acknowledged bytes are read only after this idle time, since servers close connections because they are idle."""
 _HEADERS_BYTES = 2**18
 _PIECE_BYTES = 2**17
+"""A larger body is written in pieces of this size."""
 _DNS_CACHE_S = 60
 _OTHER_FILES = 128
 _CONNECTIONS_A_CALL = 2
@@ -100,13 +101,14 @@ class _Connection(ResponseHandler):
         self._is_readable: Callable[[], bool] | None = None
         self.took_s = 0.0
         self._reply: aiohttp.StreamReader | None = None
+        self._alarm: asyncio.TimerHandle
 
     def begin_request(self) -> bool:
         """Expect a reply from now on; returns `False`, and fails the call, if the connection cannot be used."""
         now = self._loop.time()
         is_stale = self._is_used and now < self._reuse_pause.until
-        is_out_of_step = not self._may_have_session_tickets() and self._has_unread_bytes()
-        if self.exception() is None and (is_stale or not self.is_connected() or is_out_of_step):
+        has_surplus = not self._may_have_session_tickets() and self._has_unread_bytes()
+        if self.exception() is None and (is_stale or not self.is_connected() or has_surplus):
             self._give_up(NotSentError(reused=self._is_used))
         if self.exception() is not None:
             return False
@@ -169,6 +171,7 @@ class _Connection(ResponseHandler):
         return self._is_written and self.transport is not None and not self.transport.get_write_buffer_size()
 
     def _time_out(self, received: int = -1) -> None:
+        """Fail the call unless more than `received` bytes, those of the last look, are here and more can be read."""
         # An event loop that stood still (a blocking cell of a notebook, a paused process) reads before it looks at
         # alarms, so the first piece of a reply that arrived meanwhile is here; the other pieces follow.
         if self._reply is not None and self._reply.is_eof():

@@ -79,8 +79,8 @@ _EQUIVALENTS = {
     **EQUIVALENTS,
     **dict.fromkeys(("budget", "max_budget"), "max_cost_usd"),
     **dict.fromkeys(("instructions", "system_prompt"), "system"),
-    **dict.fromkeys(("output_schema", "output_type", "response_format", "response_model", "result_type"), "output"),
-    "schema": "output",
+    **dict.fromkeys(("output_schema", "output_type", "response_format", "response_model"), "output"),
+    **dict.fromkeys(("result_type", "schema"), "output"),
 }
 """Names in other libraries, and the equivalent argument of the asset, its prompt or its model."""
 

@@ -141,7 +141,7 @@ def test_check_class_without_arguments_is_refused() -> None:
         ("max_rows", "LLMAssetConfig(max_rows=...)"),
         ("max_cost", "Did you mean 'max_cost_usd'"),
         ("response_model", "Did you mean 'output'"),
-        ("instructions", r"prompt=Prompt(..., system=...)"),
+        ("instructions", "prompt=Prompt(..., system=...)"),
         ("model_kwargs", "LLMResource(..., params=...)"),
     ],
 )
