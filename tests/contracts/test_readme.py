@@ -14,6 +14,7 @@ from dagster.components.testing import create_defs_folder_sandbox
 from ondine_core import ScriptedModel
 from ondine_core.prompts.output_schema import compile_schema
 from ondine_dagster import LLMAssetComponent
+from tests.support import instances
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +42,7 @@ def test_the_decorator_example() -> None:
     names = run_block("defs = dg.Definitions")
     dg.Definitions.validate_loadable(names["defs"])
     llm = ScriptedModel({"": {"sentiment": "positive", "topic": None}})
-    result = dg.materialize([names["reviews"], names["review_sentiment"]], resources={"llm": llm})
+    result = instances.materialize([names["reviews"], names["review_sentiment"]], resources={"llm": llm})
     table = result.output_for_node("review_sentiment")
     assert list(table.columns) == ["id", "review", "sentiment", "topic", "review_sentiment_error"]
 

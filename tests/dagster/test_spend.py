@@ -11,7 +11,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import narwhals as nw
 import pytest
 
@@ -21,6 +20,7 @@ from ondine_core.store import open_store
 from ondine_core.types.ledger import CallFinished, Origin
 from ondine_core.types.values import Usage
 from ondine_dagster import LLMResource, spend_report
+from tests.support import instances
 from tests.support.ledger import KINDS, call_to, fresh_place, key_of
 from tests.support.provider import Canned, Provider, ReceivedRequest
 from tests.support.review_assets import answer, metadata_of, moods_of, run
@@ -156,9 +156,9 @@ def test_by_default_the_store_of_the_resource_is_read(tmp_path: Path) -> None:
     assert bill["ondine/requests"] == 2
 
 
-def test_default_store_is_that_of_the_instance(tmp_path: Path) -> None:
+def test_default_store_is_that_of_the_instance() -> None:
     """A model without a resource stores its answers there, too."""
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         run(moods_of("good", "bad", "good"), llm=ScriptedModel(answer), instance=instance)
         table = run(spend_report(), instance=instance).output_for_node("llm_spend")
     assert table[["asset", "model", "calls"]].to_numpy().tolist() == [["moods", "scripted/ScriptedModel", 2]]
@@ -174,9 +174,9 @@ def test_nothing_spent_is_an_empty_table(tmp_path: Path) -> None:
     assert metadata_of(result, "llm_spend")["ondine/cost_usd"] == 0.0
 
 
-def test_report_before_the_first_asset_is_empty(tmp_path: Path) -> None:
+def test_report_before_the_first_asset_is_empty() -> None:
     """The store of the instance or of the resource is made by the first asset, which a schedule may run later."""
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         result = run(spend_report(), instance=instance)
     assert metadata_of(result, "llm_spend")["ondine/cost_usd"] == 0.0
 

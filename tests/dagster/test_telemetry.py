@@ -1,6 +1,5 @@
 """Observers of a step: configured on the resource, within the run's trace, and in Dagster's log."""
 
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -9,6 +8,7 @@ import pytest
 
 from ondine_core.telemetry import CallEnded, Event, Observer, RunEnded, register_observer
 from ondine_dagster import LLMResource, llm_asset
+from tests.support import instances
 from tests.support.collector import Collector
 from tests.support.provider import Provider, matching, refusal, status
 
@@ -22,7 +22,7 @@ def answers() -> pd.DataFrame:
 
 
 def materialize(
-    provider: Provider, observers: list[Any], tmp_path: Path, tags: dict[str, str] | None = None
+    provider: Provider, observers: list[Any], tags: dict[str, str] | None = None
 ) -> tuple[dg.ExecuteInProcessResult, list[str]]:
     """The result of a run for one day, and its log."""
     llm = LLMResource(
@@ -32,7 +32,7 @@ def materialize(
         output_cost_per_1k_tokens=0.002,
         observers=observers,
     )
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         result = dg.materialize(
             [answers],
             resources={"llm": llm},
@@ -44,13 +44,13 @@ def materialize(
         return result, [entry.user_message for entry in instance.all_logs(result.run_id)]
 
 
-def test_the_runs_trace_goes_on_and_agrees_with_the_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_trace_goes_on_and_agrees_with_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tag `traceparent` is the parent; spans have run, asset and partition, and add up to the metadata."""
     with Collector() as collector, Provider() as provider:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         gateway = {"name": "prometheus", "push_gateway": collector.url}
         tags = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
-        result, _ = materialize(provider, ["opentelemetry", gateway], tmp_path, tags)
+        result, _ = materialize(provider, ["opentelemetry", gateway], tags)
     (event,) = result.asset_materializations_for_node("answers")
     shown = {name: value.value for name, value in event.metadata.items()}
     spans = collector.spans()
@@ -69,11 +69,11 @@ def test_the_runs_trace_goes_on_and_agrees_with_the_metadata(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_lines_are_in_dagsters_log(tmp_path: Path, broken: bool) -> None:
+def test_lines_are_in_dagsters_log(broken: bool) -> None:
     """Also when the step fails; no prompt is in them."""
     fault = status(401) if broken else matching("Repeat: b", refusal)
     with Provider(fault=fault) as provider:
-        result, log = materialize(provider, [{"name": "logging", "level": "debug"}], tmp_path)
+        result, log = materialize(provider, [{"name": "logging", "level": "debug"}])
     assert result.success is not broken
     lines = [line for line in log if f" run={result.run_id}" in line]
     assert any("run started" in line for line in lines)
@@ -83,7 +83,7 @@ def test_lines_are_in_dagsters_log(tmp_path: Path, broken: bool) -> None:
     assert not any("Repeat:" in line for line in lines)
 
 
-def test_user_observer_works_beside_a_failing_one(tmp_path: Path) -> None:
+def test_user_observer_works_beside_a_failing_one() -> None:
     """The failing one is warned of once in the log; the asset is not affected."""
     seen: list[Event] = []
 
@@ -99,7 +99,7 @@ def test_user_observer_works_beside_a_failing_one(tmp_path: Path) -> None:
         return fail
 
     with Provider() as provider:
-        result, log = materialize(provider, ["seeing", "failing"], tmp_path)
+        result, log = materialize(provider, ["seeing", "failing"])
     assert result.success
     assert sum(isinstance(event, CallEnded) for event in seen) == 3
     assert isinstance(seen[-1], RunEnded)

@@ -12,6 +12,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.pricing import find_entry
 from ondine_dagster import LLMResource, build_llm_asset, llm_asset
+from tests.support import instances
 from tests.support.asking import echo_each
 from tests.support.meter import Cache, Meter, rates_of
 from tests.support.provider import Provider
@@ -33,7 +34,7 @@ def run(
     )
     with Provider(echo_each, meter=meter) as provider:
         llm = LLMResource(model=model, api_key="k", base_url=provider.base_url, max_output_tokens=64, **resource)
-        result = dg.materialize(
+        result = instances.materialize(
             [asset],
             resources={"llm": llm},
             run_config={"ops": {asset.op.name: {"config": config or {}}}},

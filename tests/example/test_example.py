@@ -20,6 +20,7 @@ from example_project.draw_photos import PICTURES, draw
 
 from ondine_core.providers.tokenizer import counter
 from ondine_dagster import LLMAssetConfig, LLMResource, llm_asset
+from tests.support import instances
 from tests.support.deployment import environment
 from tests.support.nightly_provider import NightlyProvider
 from tests.support.provider import Provider
@@ -119,11 +120,11 @@ def latest_figures(instance: dg.DagsterInstance) -> dict[str, dict[str, Any]]:
     "ignore:Function `JobDefinition.run_request_for_partition`"
 )  # Dagster calls this one itself,
 @pytest.mark.filterwarnings("ignore:Parameter `include_sources`")  # and this one
-def test_day_is_scheduled_and_departments_follow_automatically(tmp_path: Path) -> None:
+def test_day_is_scheduled_and_departments_follow_automatically() -> None:
     """The schedule asks the past day; the automation condition waits for its reviews."""
     definitions, six = defs(), dt.datetime(2026, 1, 10, 6, tzinfo=dt.UTC)
     schedule = definitions.resolve_schedule_def("classify_reviews_schedule")
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         tick = schedule.evaluate_tick(dg.build_schedule_context(instance, scheduled_execution_time=six))
         before = dg.evaluate_automation_conditions(definitions, instance, evaluation_time=six)
         seven = {"defs": definitions, "instance": instance, "evaluation_time": six + dt.timedelta(minutes=61)}
@@ -176,7 +177,7 @@ def test_another_variable_asks_by_batch_jobs(tmp_path: Path) -> None:
     assert not provider.live
     sensor = defs().resolve_sensor_def("read_batch_jobs")
     with (
-        dg.DagsterInstance.ephemeral(str(tmp_path)) as instance,
+        instances.ephemeral() as instance,
         dg.build_sensor_context(
             instance=instance, definitions=defs(), resources={"llm": LLMResource(model="openai/gpt-4o-mini")}
         ) as context,
@@ -185,7 +186,7 @@ def test_another_variable_asks_by_batch_jobs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 20])
-def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: int, tmp_path: Path) -> None:
+def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: int) -> None:
     """For a day of the example's reviews, answered by their labels and billed as by OpenAI."""
     labels = dict(zip(TABLE["review"], TABLE["label"], strict=True))
 
@@ -201,14 +202,14 @@ def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: 
 
     with (
         Provider(answer, count=counter("openai/gpt-4o-mini")) as provider,
-        dg.DagsterInstance.ephemeral(str(tmp_path)) as instance,
+        instances.ephemeral() as instance,
     ):
         llm = LLMResource(model="openai/gpt-4o-mini", api_key="k", base_url=provider.base_url)
         dry = dg.RunConfig(ops={"review_sentiment": LLMAssetConfig(dry_run=True)})
         given: dict[str, Any] = {"instance": instance, "resources": {"llm": llm}}
-        before = dg.materialize([review_sentiment], **given, run_config=dry)
+        before = instances.materialize([review_sentiment], **given, run_config=dry)
         (observation,) = (event.asset_observation_data for event in before.get_asset_observation_events())
-        asked, billed = len(provider.ledger.requests), dg.materialize([review_sentiment], **given)
+        asked, billed = len(provider.ledger.requests), instances.materialize([review_sentiment], **given)
     expected = {name: one.value for name, one in observation.asset_observation.metadata.items()}
     usd = figures_by_asset(billed)["review_sentiment"]["ondine/cost_usd"]
     assert asked == 0
@@ -230,7 +231,7 @@ def test_photo_assets_exist_with_a_vision_model(monkeypatch: pytest.MonkeyPatch)
 
     with Provider(look) as provider:
         llm = LLMResource(model="openai_compatible/eyes", base_url=provider.base_url)
-        result = dg.materialize([product_photos, photo_labels], resources={"llm": llm})
+        result = instances.materialize([product_photos, photo_labels], resources={"llm": llm})
     table = result.output_for_node("photo_labels")
     assert list(table["colour"] + "-" + table["product"] + ".png") == list(table["photo"])
     assert len(table) == 6

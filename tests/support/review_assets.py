@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster import llm_asset
+from tests.support import instances
 
 PROMPT = "Classify this review.\nReview: {review}"
 
@@ -47,7 +48,7 @@ def moods_of(*texts: str, **options: Any) -> dg.AssetsDefinition:
 def run(*assets: Any, llm: Any = None, **options: Any) -> dg.ExecuteInProcessResult:
     """Materialize assets; a failed step does not raise."""
     resources = {"llm": llm or ScriptedModel(answer)}
-    return dg.materialize(list(assets), resources=resources, raise_on_error=False, **options)
+    return instances.materialize(list(assets), resources=resources, raise_on_error=False, **options)
 
 
 def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:

@@ -17,6 +17,7 @@ from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.types.values import ModelSpec
 from ondine_dagster import ErrorRateCheck, GoldenCheck, LLMResource, build_llm_asset, llm_asset
 from ondine_dagster.run.arguments import Arguments, BuildArguments, LLMAssetArguments
+from tests.support import instances
 
 PROMPT = "Classify this review.\nReview: {review}"
 
@@ -34,7 +35,7 @@ def labelled() -> pd.DataFrame:
 
 
 def run(*assets: Any, llm: Any = None, **resources: Any) -> dg.ExecuteInProcessResult:
-    return dg.materialize(list(assets), resources={"llm": llm or ScriptedModel({"": "fine"}), **resources})
+    return instances.materialize(list(assets), resources={"llm": llm or ScriptedModel({"": "fine"}), **resources})
 
 
 def build(**arguments: Any) -> dg.AssetsDefinition:
@@ -172,7 +173,7 @@ def test_the_own_model_is_asked_and_not_the_resource(more: dict[str, Any]) -> No
     own, shared = ScriptedModel({"": "own"}, name="own"), ScriptedModel({"": "shared"}, name="shared")
     moods = build(model=own, **more)
     others = build(name="others")
-    result = dg.materialize([reviews, moods, others], resources={"llm": shared, "other": 1})
+    result = instances.materialize([reviews, moods, others], resources={"llm": shared, "other": 1})
     assert list(result.asset_value("moods")["mood"]) == ["own", "own"]
     assert list(result.asset_value("others")["mood"]) == ["shared", "shared"]
 

@@ -23,6 +23,7 @@ from ondine_core.errors import ConfigError, RefusedError
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster import GoldenCheck, LLMResource, build_llm_asset, llm_asset
+from tests.support import instances
 from tests.support.provider import Provider, after, error, matching
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def review_sentiment(reviews: pd.DataFrame) -> pd.DataFrame:
 
 def materialize(*assets: Any, llm: Any = None, **options: Any) -> dg.ExecuteInProcessResult:
     resources = {"llm": llm or ScriptedModel(answer), **options.pop("resources", {})}
-    return dg.materialize(list(assets), resources=resources, **options)
+    return instances.materialize(list(assets), resources=resources, **options)
 
 
 def metadata(result: dg.ExecuteInProcessResult, name: str) -> dict[str, Any]:
@@ -423,20 +424,20 @@ def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
         assert calls(moods, other) == 3
 
 
-def test_answers_live_in_the_instances_storage_by_default(tmp_path: Path) -> None:
+def test_answers_live_in_the_instances_storage_by_default() -> None:
     """Two runs of one instance share the default store."""
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         first, second = ScriptedModel(answer), ScriptedModel(answer)
         materialize(reviews, review_sentiment, llm=first, instance=instance)
         materialize(reviews, review_sentiment, llm=second, instance=instance)
+        assert Path(instance.storage_directory(), "ondine", "answers.db").exists()
     assert (len(first.calls), len(second.calls)) == (3, 0)
-    assert list(tmp_path.rglob("ondine/answers.db"))
 
 
 # -- money -----------------------------------------------------------------------------------------------------------
 
 
-def test_exhausted_cap_fails_the_step_without_retry_and_a_higher_one_resumes(tmp_path: Path) -> None:
+def test_exhausted_cap_fails_the_step_without_retry_and_a_higher_one_resumes() -> None:
     """The failure says what is spent; with a higher cap only the remaining rows are asked."""
     rows = pd.DataFrame({"review": [f"love {number}" for number in range(200)]})
 
@@ -447,7 +448,7 @@ def test_exhausted_cap_fails_the_step_without_retry_and_a_higher_one_resumes(tmp
 
         return moods
 
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance, Provider(answer) as provider:
+    with instances.ephemeral() as instance, Provider(answer) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, max_output_tokens=100)
         result = materialize(moods(0.0005), llm=llm, instance=instance, raise_on_error=False)
         printed = failure_of(result).user_failure_data.description
@@ -461,7 +462,7 @@ def test_exhausted_cap_fails_the_step_without_retry_and_a_higher_one_resumes(tmp
     assert not any(event.event_type_value == "STEP_UP_FOR_RETRY" for event in result.all_events)
 
 
-def test_run_that_the_daemon_repeats_has_the_cap_of_the_first(tmp_path: Path) -> None:
+def test_run_that_the_daemon_repeats_has_the_cap_of_the_first() -> None:
     """Otherwise run retries would multiply the cap; a person who repeats a run gives it a cap of its own."""
     rows = pd.DataFrame({"review": [f"love {number}" for number in range(200)]})
 
@@ -475,7 +476,7 @@ def test_run_that_the_daemon_repeats_has_the_cap_of_the_first(tmp_path: Path) ->
         execute_run(InMemoryJob(job), run, instance)
         return run
 
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance, Provider(answer) as provider:
+    with instances.ephemeral() as instance, Provider(answer) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, max_output_tokens=100)
         defs = dg.Definitions(assets=[moods], resources={"llm": llm}, executor=dg.in_process_executor)
         job = defs.resolve_implicit_global_asset_job_def()
@@ -566,11 +567,9 @@ def test_failed_rows_can_be_dropped() -> None:
     ("options", "rule"),
     [({"on_row_error": "raise"}, "on_row_error='raise'"), ({"max_error_rate": 0.2}, "max_error_rate=0.2")],
 )
-def test_too_many_failed_rows_fail_the_step_and_keep_the_answers(
-    tmp_path: Path, options: dict[str, Any], rule: str
-) -> None:
+def test_too_many_failed_rows_fail_the_step_and_keep_the_answers(options: dict[str, Any], rule: str) -> None:
     """The failure names the exceeded limit; a re-run asks only the failed row."""
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         result = materialize(
             reviews,
             broken_asset(**options),

@@ -23,6 +23,7 @@ from ondine_dagster import (
     llm_asset,
 )
 from ondine_dagster.checks.drift import distance, distance_by_chance
+from tests.support import instances
 from tests.support.provider import Provider
 from tests.support.review_assets import PROMPT, Mood, answer, checks_of, metadata_of, moods_of, run, values
 
@@ -37,7 +38,9 @@ def test_an_enum_of_lists_has_no_distribution() -> None:
     def pairs() -> pd.DataFrame:
         return pd.DataFrame({"review": ["good", "bad"]})
 
-    result = dg.materialize([pairs], resources={"llm": ScriptedModel({"": {"pair": ["c", "d"], "kind": {"a": 1}}})})
+    result = instances.materialize(
+        [pairs], resources={"llm": ScriptedModel({"": {"pair": ["c", "d"], "kind": {"a": 1}}})}
+    )
     assert list(result.output_for_node("pairs")["pair"]) == ['["c", "d"]', '["c", "d"]']
 
 
@@ -241,10 +244,10 @@ def test_expected_distance_matches_random_samples() -> None:
     assert sum(expected) / len(expected) == pytest.approx(sum(found) / len(found), rel=0.1)
 
 
-def test_drift_compares_with_the_materialization_before(tmp_path: Path) -> None:
+def test_drift_compares_with_the_materialization_before() -> None:
     """The first has no baseline; the second's distance is the difference of its shares, nulls included."""
     drift = [DriftCheck(column=column, max_distance=0.2) for column in ("mood", "topic", "angry")]
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         first = run(moods_of("good", "good price", "bad", "bad angry", "junk", checks=drift), instance=instance)
         assert metadata_of(first, "moods")["ondine/distribution"] == {
             "mood": [["good", 2], ["bad", 2]],
@@ -268,10 +271,10 @@ def test_drift_compares_with_the_materialization_before(tmp_path: Path) -> None:
     assert first.run_id[:8] in str(second["drift_mood"].description)
 
 
-def test_drift_skips_materializations_without_figures(tmp_path: Path) -> None:
+def test_drift_skips_materializations_without_figures() -> None:
     """A materialization reported from elsewhere is not a baseline."""
     asset = moods_of("good", "bad", checks=[DriftCheck(column="mood", max_distance=0)])
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         run(asset, instance=instance)
         instance.report_runless_asset_event(dg.AssetMaterialization("moods"))
         check = checks_of(run(asset, instance=instance))["drift_mood"]
@@ -297,10 +300,10 @@ def drift_of(asset: dg.AssetsDefinition, partition: str, instance: dg.DagsterIns
     return f"{check.passed} {check.description}"
 
 
-def test_drift_of_a_day_is_from_the_latest_day_before(tmp_path: Path) -> None:
+def test_drift_of_a_day_is_from_the_latest_day_before() -> None:
     """Neither the day itself nor a later one, in whatever order days are filled."""
     texts = {"2026-01-02": ["good", "bad"], "2026-01-05": ["good"], "2026-01-09": ["bad"]}
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         asset = daily(DAYS, texts)
         assert "no earlier" in drift_of(asset, "2026-01-09", instance)
         assert "no earlier" in drift_of(asset, "2026-01-02", instance)
@@ -309,10 +312,10 @@ def test_drift_of_a_day_is_from_the_latest_day_before(tmp_path: Path) -> None:
         assert "from 2026-01-02" in drift_of(asset, "2026-01-05", instance)
 
 
-def test_drift_of_a_static_partition_is_from_itself(tmp_path: Path) -> None:
+def test_drift_of_a_static_partition_is_from_itself() -> None:
     """One tenant's distribution is not a baseline for another's."""
     texts = {"de": ["good"], "fr": ["bad"]}
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         asset = daily(dg.StaticPartitionsDefinition(["de", "fr"]), texts)
         assert "no earlier" in drift_of(asset, "de", instance)
         assert "no earlier" in drift_of(asset, "fr", instance)
@@ -320,7 +323,7 @@ def test_drift_of_a_static_partition_is_from_itself(tmp_path: Path) -> None:
         assert "False The distance from de is 1" in drift_of(asset, "de", instance)
 
 
-def test_drift_of_a_day_and_a_tenant_is_from_the_tenants_day_before(tmp_path: Path) -> None:
+def test_drift_of_a_day_and_a_tenant_is_from_the_tenants_day_before() -> None:
     """Of several dimensions the time one moves, and the others stay."""
     both = dg.MultiPartitionsDefinition({"day": DAYS, "tenant": dg.StaticPartitionsDefinition(["de", "fr"])})
 
@@ -332,14 +335,14 @@ def test_drift_of_a_day_and_a_tenant_is_from_the_tenants_day_before(tmp_path: Pa
         for day, tenant, mood in [("2026-01-01", "de", "good"), ("2026-01-02", "fr", "bad")]
     }
     texts[str(key("2026-01-03", "de"))] = ["good"]
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         asset = daily(both, texts)
         assert "no earlier" in drift_of(asset, key("2026-01-01", "de"), instance)
         assert "no earlier" in drift_of(asset, key("2026-01-02", "fr"), instance)
         assert "True The distance from 2026-01-01|de is 0" in drift_of(asset, key("2026-01-03", "de"), instance)
 
 
-def test_partitions_of_one_run_have_their_own_distributions(tmp_path: Path) -> None:
+def test_partitions_of_one_run_have_their_own_distributions() -> None:
     """The day after a range is compared with the range's last day, not with all of it."""
 
     class Memory(dg.IOManager):
@@ -363,7 +366,7 @@ def test_partitions_of_one_run_have_their_own_distributions(tmp_path: Path) -> N
     resources = {"llm": ScriptedModel(answer), "io_manager": Memory()}
     job = dg.Definitions(assets=[moods], resources=resources).resolve_implicit_global_asset_job_def()
     tags = {"dagster/asset_partition_range_start": "2026-01-01", "dagster/asset_partition_range_end": "2026-01-02"}
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         first = job.execute_in_process(instance=instance, tags=tags)
         made = [event.step_materialization_data.materialization for event in first.get_asset_materialization_events()]
         found = {(one.asset_key.path[-1], one.partition): values(one.metadata) for one in made}

@@ -18,6 +18,7 @@ import pytest
 
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster import GoldenCheck, LLMResource, llm_asset
+from tests.support import instances
 from tests.support.deployment import environment
 from tests.support.provider import Provider
 from tests.support.review_assets import PROMPT, Mood, answer, checks_of, metadata_of, moods_of, run, values
@@ -146,7 +147,7 @@ def test_labelled_rows_are_batched_billed_and_stored_like_others(tmp_path: Path)
     assert first_figures["ondine/score"] == second_figures["ondine/score"] == 0.75
 
 
-def test_partitions_share_the_answers(tmp_path: Path) -> None:
+def test_partitions_share_the_answers() -> None:
     """Each partition has its result, and the sample is paid once; labelled rows need no partitions."""
 
     @dg.asset
@@ -163,7 +164,7 @@ def test_partitions_share_the_answers(tmp_path: Path) -> None:
         return pd.DataFrame({"review": [f"good {context.partition_key}"]})
 
     llm = ScriptedModel(answer)
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         run(labelled, instance=instance)
         for partition in ("de", "fr"):
             result = run(moods, labelled, llm=llm, partition_key=partition, instance=instance, selection=[moods])
@@ -211,7 +212,7 @@ def test_labelled_rows_from_upstream_are_only_an_input() -> None:
     assert lineage["mood"] == [dg.TableColumnDep(dg.AssetKey("reviews"), "review")]
 
 
-def test_a_golden_check_can_be_run_without_its_asset(tmp_path: Path) -> None:
+def test_a_golden_check_can_be_run_without_its_asset() -> None:
     """Other labels can be tried without a materialization and, with known answers, without a call."""
 
     def labelled(name: str, label: str) -> dg.AssetsDefinition:
@@ -224,7 +225,7 @@ def test_a_golden_check_can_be_run_without_its_asset(tmp_path: Path) -> None:
     upstream = [labelled("right", "good"), labelled("wrong", "bad")]
     moods = moods_of("good", checks=[golden(rows="right", name="one"), golden(rows="wrong", name="two")])
     llm = ScriptedModel(answer)
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         run(*upstream, moods, llm=llm, instance=instance)
         calls = len(llm.calls)
         only = dg.AssetSelection.checks(dg.AssetCheckKey(moods.key, "two"))
@@ -234,7 +235,7 @@ def test_a_golden_check_can_be_run_without_its_asset(tmp_path: Path) -> None:
     assert len(llm.calls) == calls == 1
 
 
-def test_interrupt_during_the_golden_check_reports_the_spend(tmp_path: Path) -> None:
+def test_interrupt_during_the_golden_check_reports_the_spend() -> None:
     """The asset has no table then, but its answers and figures are kept."""
 
     def script(prompt: str) -> Any:
@@ -245,7 +246,7 @@ def test_interrupt_during_the_golden_check_reports_the_spend(tmp_path: Path) -> 
     rows = [{"review": "a labelled one", "mood": "good"}]
     llm = ScriptedModel(script, latency_s=0.2)
     moods = moods_of("good", "bad", checks=[golden(rows=rows)])
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         assert not run(moods, llm=llm, instance=instance).success
         wanted = dg.AssetRecordsFilter(asset_key=moods.key)
         record = instance.fetch_observations(wanted, limit=1).records[0]

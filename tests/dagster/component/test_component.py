@@ -26,6 +26,7 @@ from pydantic import BaseModel
 from ondine_core.types.values import Call
 from ondine_dagster import LLMAssetComponent, LLMResource, MediaOptions, Prompt, ScriptedModel, llm_asset
 from ondine_dagster.component.fields import MediaFields
+from tests.support import instances
 from tests.support.pictures import picture
 from tests.support.provider import Provider
 
@@ -89,7 +90,7 @@ def labels_of(defs: dg.Definitions) -> dg.AssetsDefinition:
 
 
 def run(asset: dg.AssetsDefinition, llm: Any, **options: Any) -> dg.ExecuteInProcessResult:
-    return dg.materialize([tickets, asset], resources={"llm": llm}, **options)
+    return instances.materialize([tickets, asset], resources={"llm": llm}, **options)
 
 
 def table_of(asset: dg.AssetsDefinition, llm: Any = None) -> pd.DataFrame:
@@ -186,7 +187,7 @@ def test_component_makes_the_same_asset_as_the_decorator() -> None:
     for asset in (declared, twin):
         llm = ScriptedModel(answer, max_batch_size=None)
         resources = {"llm": llm, "files": dg.mem_io_manager}
-        dg.materialize([tickets, asset], partition_key="2026-01-02", resources=resources)
+        instances.materialize([tickets, asset], partition_key="2026-01-02", resources=resources)
         asked.append([without_ids(call) for call in llm.calls])
     assert asked[0] == asked[1] != []
 
@@ -557,7 +558,7 @@ def test_post_processing_applies() -> None:
         asset = labels_of(defs)
         spec = spec_of(asset)
         assert (spec.group_name, spec.tags["tier"], spec.kinds) == ("later", "gold", {"llm"})
-        result = dg.materialize([tickets, asset], resources={"llm_for_labels": ScriptedModel(answer)})
+        result = instances.materialize([tickets, asset], resources={"llm_for_labels": ScriptedModel(answer)})
     assert list(result.output_for_node("labels")["topic"]) == ["it", "broke", "blue"]
 
 
@@ -585,7 +586,7 @@ def test_a_subclass_chooses_rows_and_spec() -> None:
     with defs_folder(files) as sandbox, sandbox.build_all_defs() as defs:
         asset = labels_of(defs)
         assert spec_of(asset).owners == ["team:eu"]
-        result = dg.materialize([tickets, asset], resources={"llm_for_eu__labels": ScriptedModel(answer)})
+        result = instances.materialize([tickets, asset], resources={"llm_for_eu__labels": ScriptedModel(answer)})
     table = result.output_for_node("eu__labels")
     assert list(table["id"]) == [2]
     assert "labels_error" in table.columns
@@ -760,7 +761,7 @@ def test_images_in_yaml() -> None:
             file.write_bytes(picture())
         with sandbox.build_all_defs() as defs, Provider(lambda _: {"colour": "red"}) as provider:
             llm = LLMResource(model="openai_compatible/eyes", base_url=provider.base_url)
-            result = dg.materialize([photos, labels_of(defs)], resources={"llm": llm})
+            result = instances.materialize([photos, labels_of(defs)], resources={"llm": llm})
             (asked,) = provider.ledger.requests
     (seen,) = asked.media
     assert (seen.media_type, seen.detail) == ("image/png", "low")

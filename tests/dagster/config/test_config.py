@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -25,6 +24,7 @@ from ondine_dagster import (
 from ondine_dagster.config.launchpad import Sample
 from ondine_dagster.frames import frame_of
 from ondine_dagster.run.trial import choose_rows
+from tests.support import instances
 from tests.support.provider import Provider
 
 TEXTS = ["a", "b", "c", "a"]
@@ -48,8 +48,8 @@ def checked_shouts() -> pd.DataFrame:
 
 
 @pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as found:
+def instance() -> Iterator[dg.DagsterInstance]:
+    with instances.ephemeral() as found:
         yield found
 
 

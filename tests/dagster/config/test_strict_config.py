@@ -14,6 +14,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers import connect
 from ondine_core.types.values import ModelSpec
 from ondine_dagster import LLMAssetConfig, LLMResource, SharedBudget, llm_asset
+from tests.support import instances
 
 MODEL = "openai/gpt-4o-mini"
 
@@ -146,7 +147,7 @@ def test_resource_can_be_copied_pickled_and_configured() -> None:
         return f"{llm.model} {llm.budgets[0].name}"
 
     asked = {"model": "openai/gpt-4o", "budgets": [{"name": "c", "max_cost_usd": 2.0, "period": "day"}]}
-    result = dg.materialize(
+    result = instances.materialize(
         [who],
         resources={"llm": LLMResource.configure_at_launch()},
         run_config={"resources": {"llm": {"config": asked}}},
@@ -162,7 +163,7 @@ def test_an_unknown_field_of_run_config_is_dagsters_error() -> None:
         return pd.DataFrame({"text": ["a"]})
 
     with pytest.raises(dg.DagsterInvalidConfigError, match="maxrows"):
-        dg.materialize(
+        instances.materialize(
             [answers],
             resources={"llm": LLMResource(model=MODEL)},
             run_config={"ops": {"answers": {"config": {"maxrows": 1}}}},

@@ -9,6 +9,7 @@ import pytest
 
 from ondine_dagster import LLMResource, SharedBudget, llm_asset
 from tests.dagster.component.test_component import causes
+from tests.support import instances
 from tests.support.provider import Provider, error, first
 
 SET = {"TENANT": "acme", "SEED": "7", "SHARE": "0.5", "RATE": "600", "USD": "2.5", "MODEL": "openai_compatible/other"}
@@ -35,7 +36,7 @@ def asked(fields: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def asked_of(provider: Provider, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The last request to `provider` of a step with these fields."""
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instances.ephemeral() as instance:
         llm = LLMResource(**({"model": "openai_compatible/m", "base_url": provider.base_url} | dict(fields)))
         assert dg.materialize([teams], resources={"llm": llm}, instance=instance).success
         return provider.ledger.requests[-1].body
@@ -51,7 +52,7 @@ def started(fields: Mapping[str, Any]) -> LLMResource:
         llm.spec()
         seen.append(llm)
 
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instances.ephemeral() as instance:
         dg.materialize([probe], resources={"llm": llm}, instance=instance)
     return seen[0]
 
@@ -116,7 +117,7 @@ def test_the_numbers_of_a_budget_may_be_variables() -> None:
 
 def test_a_launchpad_may_name_variables() -> None:
     """In Dagster's YAML form."""
-    with Provider(lambda _: {"team": "x"}) as provider, dg.DagsterInstance.ephemeral() as instance:
+    with Provider(lambda _: {"team": "x"}) as provider, instances.ephemeral() as instance:
         config = {"model": {"env": "MODEL"}, "base_url": provider.base_url, "requests_per_minute": {"env": "RATE"}}
         config["params"] = {"user": {"env": "TENANT"}}
         result = dg.materialize(

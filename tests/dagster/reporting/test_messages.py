@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,27 +11,28 @@ import pytest
 from ondine_core.types.values import Call, Message
 from ondine_dagster import LLMAssetConfig, Prompt, ScriptedModel, llm_asset
 from ondine_dagster.reporting.messages import shown_messages
+from tests.support import instances
 
 SHOWN_IN_PLACE = 999
 
 
-def dry_run(tmp_path: Path, **arguments: Any) -> str:
+def dry_run(**arguments: Any) -> str:
     @llm_asset(prompt=Prompt("Which mood?\n{review}", system="Be brief."), output={"mood": str}, **arguments)
     def moods() -> pd.DataFrame:
         return pd.DataFrame({"review": ["Fine,  says ann@example.com", "Bad", "So so", "The fourth"]})
 
     llm = ScriptedModel({"": {"mood": "good"}}, max_batch_size=None)
     config = dg.RunConfig(ops={"moods": LLMAssetConfig(dry_run=True)})
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         result = dg.materialize([moods], resources={"llm": llm}, instance=instance, run_config=config)
     assert not llm.calls
     (event,) = [event for event in result.all_events if event.is_asset_observation]
     return str(event.asset_observation_data.asset_observation.metadata["ondine/messages"].value)
 
 
-def test_a_dry_run_shows_what_would_be_sent(tmp_path: Path) -> None:
+def test_a_dry_run_shows_what_would_be_sent() -> None:
     """The system message once, then a message for each of the first rows, cleaned and sanitized."""
-    shown = dry_run(tmp_path, clean=["whitespace"], sanitize="placeholder")
+    shown = dry_run(clean=["whitespace"], sanitize="placeholder")
     assert shown.count("**system**\n~~~text\nBe brief.\n~~~") == 1
     assert shown.count("**user**") == 3
     assert "~~~text\nWhich mood?\nFine, says <EMAIL_1>\n~~~" in shown
@@ -40,9 +40,9 @@ def test_a_dry_run_shows_what_would_be_sent(tmp_path: Path) -> None:
     assert "fourth" not in shown
 
 
-def test_a_dry_run_of_batches_shows_one_call(tmp_path: Path) -> None:
+def test_a_dry_run_of_batches_shows_one_call() -> None:
     """The batch's instructions, and its first rows with their ids."""
-    shown = dry_run(tmp_path, batch_size=4)
+    shown = dry_run(batch_size=4)
     assert shown.count("**user**") == 1
     for text in ("Do for each item", "Bad", "So so"):
         assert text in shown

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from ondine_dagster import LLMResource, llm_asset
+from tests.support import instances
 from tests.support.provider import Provider
 
 ROWS, CONCURRENCY = 400, 4
@@ -26,7 +27,7 @@ def test_step_stops_when_its_run_was_cancelled(reports: list[str]) -> None:
         return pd.DataFrame({"text": [f"row {number}" for number in range(ROWS)]})
 
     attempts: list[str] = []
-    with Provider(latency_s=0.02) as provider, dg.DagsterInstance.ephemeral() as instance:
+    with Provider(latency_s=0.02) as provider, instances.ephemeral() as instance:
         llm = LLMResource(
             model="openai_compatible/m", base_url=provider.base_url, max_concurrency=CONCURRENCY, progress_every_s=0.5
         )

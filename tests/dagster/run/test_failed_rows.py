@@ -17,6 +17,7 @@ from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.store.__main__ import main
 from ondine_dagster import ErrorRateCheck, LLMResource, NullRateCheck, llm_asset, replay_failed_rows_job
 from ondine_dagster.resource import default_store
+from tests.support import instances
 from tests.support.provider import Provider
 from tests.support.review_assets import PROMPT, Mood, answer, checks_of, metadata_of, moods_of, run
 
@@ -42,7 +43,7 @@ def test_failed_rows_of_an_asset_that_depends_on_its_own_earlier_partition() -> 
     def moods(moods: pd.DataFrame | None) -> pd.DataFrame:
         return pd.DataFrame({"review": ["good", "junk"] if moods is None else ["bad", "junk too", *moods["review"]]})
 
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instances.ephemeral() as instance:
         llm = ScriptedModel(answer)
         days = [
             dg.materialize([moods], partition_key=day, resources={"llm": llm}, instance=instance)
@@ -290,13 +291,13 @@ def test_io_manager_def_is_refused_with_failed_rows() -> None:
 
 
 @pytest.mark.parametrize("failed_rows", [True, False])
-def test_replay_job_asks_only_the_failed_rows(tmp_path: Path, failed_rows: bool) -> None:
+def test_replay_job_asks_only_the_failed_rows(failed_rows: bool) -> None:
     """After the model was fixed their table is empty, and the enriched one is complete."""
     asset = moods_of("good", "junk", "bad", failed_rows=failed_rows)
     job = replay_failed_rows_job(asset, description="Once more.")
     assert (job.name, job.description) == ("replay_moods", "Once more.")
     mended = ScriptedModel(lambda _: {"mood": "good", "topic": None, "angry": False, "summary": None})
-    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
+    with instances.ephemeral() as instance:
         run(asset, instance=instance)
         definitions = dg.Definitions(assets=[asset], jobs=[job], resources={"llm": mended})
         result = definitions.resolve_job_def("replay_moods").execute_in_process(instance=instance)
@@ -316,7 +317,7 @@ def test_a_reply_is_kept_in_the_store_and_shown_nowhere_else(
     """Only with `keep_replies`, of the asset or the run; only the command `why` shows it."""
     moods = moods_of("good", "junk", failed_rows=True, keep_replies=declared)
     config = {"ops": {"moods": {"config": {} if chosen is None else {"keep_replies": chosen}}}}
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instances.ephemeral() as instance:
         llm = ScriptedModel(lambda text: "I would rather not." if "junk" in text else answer(text))
         result = run(moods, llm=llm, instance=instance, run_config=config)
         events = [str(record.event_log_entry) for record in instance.get_records_for_run(result.run_id).records]

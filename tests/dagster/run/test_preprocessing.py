@@ -8,6 +8,7 @@ import pytest
 
 from ondine_core import ConfigError
 from ondine_dagster import Sanitizer, ScriptedModel, llm_asset
+from tests.support import instances
 
 ROWS = pd.DataFrame(
     {
@@ -35,7 +36,7 @@ def asset(**arguments: Any) -> dg.AssetsDefinition:
 
 
 def materialized(**arguments: Any) -> tuple[pd.DataFrame, dict[str, Any], dg.ExecuteInProcessResult]:
-    result = dg.materialize([asset(**arguments)], resources={"llm": ScriptedModel(echo)})
+    result = instances.materialize([asset(**arguments)], resources={"llm": ScriptedModel(echo)})
     (event,) = result.asset_materializations_for_node("answers")
     return result.output_for_node("answers"), {name: found.value for name, found in event.metadata.items()}, result
 

@@ -10,6 +10,7 @@ import pytest
 
 from ondine_core.errors import ConfigError
 from ondine_dagster import ErrorRateCheck, GoldenCheck, ScriptedModel, build_llm_asset, llm_asset, shards
+from tests.support import instances
 
 DAILY = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-15")
 WEEKLY = dg.WeeklyPartitionsDefinition("2026-01-04")
@@ -41,7 +42,7 @@ def built(partitions: dg.PartitionsDefinition[Any] | None, **arguments: Any) -> 
 def run(
     asset: dg.AssetsDefinition, days: Sequence[str], key: str | None, upstream: dg.AssetsDefinition = tickets
 ) -> dg.ExecuteInProcessResult:
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instances.ephemeral() as instance:
         for day in days:
             assert dg.materialize([upstream], instance=instance, partition_key=day).success
         return dg.materialize(
@@ -116,7 +117,7 @@ def test_without_any_upstream_table_nothing_is_materialized(
         asset = decorated(WEEKLY, ins=ins, checks=checks)
     else:
         asset = built(None, checks=checks)
-    result = dg.materialize(
+    result = instances.materialize(
         [upstream, asset],
         selection=[asset],
         partition_key="2026-01-04" if has_partitions else None,
@@ -143,7 +144,7 @@ def test_rows_of_the_day_before_are_not_those_of_the_day() -> None:
     ins = {"tickets": dg.AssetIn("tickets", partition_mapping=before)}
     asset = decorated(DAILY, ins=ins, io_manager_key="teams_io")
     tags = {"dagster/asset_partition_range_start": ALL_DAYS[0], "dagster/asset_partition_range_end": ALL_DAYS[2]}
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instances.ephemeral() as instance:
         for day in ALL_DAYS[:2]:
             assert dg.materialize([tickets], instance=instance, partition_key=day).success
         job = dg.Definitions(assets=[tickets, asset], resources={"llm": LLM, "teams_io": dg.InMemoryIOManager()})
@@ -272,7 +273,7 @@ def counted(partitions: dg.PartitionsDefinition[Any], values: Sequence[Any], key
     def teams() -> pd.DataFrame:
         return pd.DataFrame({"at": values, "body": [str(n) for n in range(len(values))]})
 
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instances.ephemeral() as instance:
         if isinstance(partitions, dg.DynamicPartitionsDefinition):
             instance.add_dynamic_partitions("shops", ["a", "b"])
         result = dg.materialize([teams], partition_key=key, resources={"llm": LLM}, instance=instance)
