@@ -16,6 +16,7 @@ from sqlalchemy import text
 from ondine_core.errors import ConfigError
 from ondine_dagster import ErrorRateCheck, GoldenCheck, LLMResource, batch_sensor, llm_asset
 from ondine_dagster.resource import default_store
+from tests.support import instances
 from tests.support.meter import Meter, Rates
 from tests.support.nightly_provider import NightlyProvider
 
@@ -35,7 +36,7 @@ def provider() -> Iterator[NightlyProvider]:
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as one:
+    with instances.ephemeral() as one:
         yield one
 
 

@@ -24,6 +24,7 @@ from ondine_dagster import (
     build_llm_asset,
     llm_asset,
 )
+from tests.support import instances
 from tests.support.pictures import document, picture, write
 from tests.support.provider import Provider
 from tests.support.request_content import name_of
@@ -52,7 +53,7 @@ def provider() -> Iterator[Provider]:
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as one:
+    with instances.ephemeral() as one:
         yield one
 
 
