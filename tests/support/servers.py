@@ -213,11 +213,12 @@ def simulate(  # noqa: PLR0913  (each test sets a few of them)
     events: list[tuple[float, int, InFlightCall, CallOutcome | None]] = []
     left, back, waiting = list[float](), list[tuple[float, CallOutcome]](), list[float]()
     now, fresh, again, answered = 0.0, rows, 0, 0
+    allowed_at = 0.0  # it changes only when a call leaves or ends
     while now < seconds and answered < rows:
         while waiting and waiting[0] <= now:
             heapq.heappop(waiting)
             again += 1
-        ready_at = max(limits.ready_at(now), len(left) / demand_per_s)
+        ready_at = max(now, allowed_at, len(left) / demand_per_s)
         if not again and (not fresh or len(waiting) + len(events) >= 4 * max_calls):
             ready_at = inf
         next_at = min(events[0][0] if events else inf, waiting[0] if waiting else inf)
@@ -225,6 +226,7 @@ def simulate(  # noqa: PLR0913  (each test sets a few of them)
             again, fresh = (again - 1, fresh) if again else (0, fresh - 1)
             left.append(now)
             heapq.heappush(events, (now + arrives(now), next(numbers), limits.start(now), None))
+            allowed_at = limits.ready_at(now)
         elif ready_at < next_at:
             now = ready_at
         elif not events or events[0][0] > next_at:
@@ -245,4 +247,5 @@ def simulate(  # noqa: PLR0913  (each test sets a few of them)
                 if outcome != "answered":
                     heapq.heappush(waiting, now + asked_s)
                 limits.finish(call, now, outcome, asked_s)
+                allowed_at = limits.ready_at(now)
     return Trace(tuple(left), tuple(back), tuple(limits.history))

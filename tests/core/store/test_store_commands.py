@@ -248,7 +248,7 @@ def test_the_store_of_the_dagster_instance_is_the_default(tmp_path: Path) -> Non
     for wrong in (environment, {}):
         with pytest.raises(ConfigError, match=r"name the store|not set"):
             default_store(wrong)
-    (home / "dagster.yaml").write_text("[" * 2000 + "]" * 2000)
+    (home / "dagster.yaml").write_text("[" * 500 + "]" * 500)
     with pytest.raises(ConfigError, match=r"RecursionError\); name the store"):
         default_store(environment)
 
