@@ -25,10 +25,8 @@ _MAX_DEPTH = 10
 _MAX_NODES = 500
 
 _CODE_FIELDS = frozenset({"code", "type", "status", "reason", "error_code", "error_type", "quotaid", "limit_source"})
-_TEXT_FIELDS = frozenset(
-    {"msg", "detail", "title", "description", "error_description", "errmsg", "error", "faultstring", "raw"}
-)
-"""Beside those that end with `message`."""
+_TEXT_FIELDS = frozenset({"detail", "title", "description", "error_description", "error", "faultstring", "raw"})
+"""Beside those that end with `message` or `msg`."""
 _FIELD_NAMES = frozenset({"param", "parameter", "field", "loc"})
 _ECHO_FIELDS = frozenset({"input", "ctx", "flagged_input", "prompt", "messages", "request", "body", "content", "url"})
 _WAIT_FIELDS: Mapping[str, float] = {
@@ -169,7 +167,7 @@ def _add_field(body: ErrorBody, name: str, value: Any, owner: Mapping[str, Any],
 
 
 def _is_text_field(name: str) -> bool:
-    return name in _TEXT_FIELDS or name.endswith("message")
+    return name in _TEXT_FIELDS or name.endswith(("message", "msg"))
 
 
 def _add_code(body: ErrorBody, code: str) -> None:

@@ -48,8 +48,12 @@ _KINDS: Mapping[str, FinishKind] = {word: kind for kind, words in _WORDS.items()
 
 
 def finish_kind(finish_reason: str, *, unknown: FinishKind = "cut") -> FinishKind:
-    """The kind of a finish reason in upper or lower case; `unknown` if it is not listed."""
-    return _KINDS.get(finish_reason.strip().lower(), unknown)
+    """The kind of a finish reason in upper or lower case; `unknown` if it is not listed.
+
+    Gemini's address for OpenAI's dialect writes two, as in `content_filter: PROHIBITED_CONTENT`.
+    """
+    general, _, exact = finish_reason.lower().partition(":")
+    return _KINDS.get(exact.strip()) or _KINDS.get(general.strip(), unknown)
 
 
 def native_finish_reason(data: Mapping[str, Any]) -> str | None:

@@ -23,13 +23,12 @@ from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, HEADERS, Endpoi
 from ondine_core.providers.http_connection import OutOfStepError, Target, max_calls
 from ondine_core.providers.http_errors import Response, no_answer_error, response_error, transport_error
 from ondine_core.providers.rate_limit_headers import hold_off_s
-from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decode, decompress
+from ondine_core.providers.reply_body import MAX_REPLY_BYTES, SUCCESSES, decode, unpack
 from ondine_core.providers.reply_text import follows_schema
 from ondine_core.providers.usage import stated_usd_in
 from ondine_core.types.values import Call, Reply
 
 _CONNECT_SHARE = 0.9
-_OK = 200
 _LARGE = 2**17
 _REQUEST_ID = "X-Request-Id"
 
@@ -79,7 +78,7 @@ class HttpModel:
         failure: ProviderError | None = None
         try:
             response = await self._post(body, {_REQUEST_ID: own_id, **secret}, until)
-            if response.status != _OK:
+            if response.status not in SUCCESSES:
                 failure = response_error(response, call, self._endpoint.find_secrets(secret), self._to)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = transport_error(error, self._to)
@@ -124,10 +123,7 @@ class HttpModel:
             status, answered = head.code, head.headers
         else:
             status, answered, content = await self._post_by_proxy(body, headers, until)
-        encoding = answered.get("Content-Encoding")
-        if encoding:
-            content = decompress(content, encoding, self._max_reply_bytes)
-        check_parsable(content)
+        content = unpack(status, content, answered.get("Content-Encoding", ""), self._max_reply_bytes)
         return Response(status, answered, content, self._wall())
 
     async def _post_by_proxy(

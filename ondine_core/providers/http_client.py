@@ -15,7 +15,15 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.http_connection import MIN_TIMEOUT_S, Connector, NotSentError, Request, Resolve, Target
+from ondine_core.providers.http_connection import (
+    MAX_FIELD_BYTES,
+    MIN_TIMEOUT_S,
+    Connector,
+    NotSentError,
+    Request,
+    Resolve,
+    Target,
+)
 from ondine_core.providers.http_errors import ADVICE, Address
 from ondine_core.providers.loading import pop_closed
 from ondine_core.providers.settings import check_header
@@ -144,6 +152,7 @@ class HttpClient:
             cookie_jar=aiohttp.DummyCookieJar(),
             request_class=Request,
             auto_decompress=False,
+            max_field_size=MAX_FIELD_BYTES,
         )
         await self._close_old()
         return session

@@ -45,6 +45,8 @@ _QUICK_S = 0.02
 _IDLE_S = 0.1
 """Acknowledged bytes are read only after this idle time, since servers close connections because they are idle."""
 _HEADERS_BYTES = 2**18
+MAX_FIELD_BYTES = 2**16
+"""Of one header: security policies and cookies of gateways exceed the 8,190 bytes that aiohttp allows."""
 _PIECE_BYTES = 2**17
 """A larger body is written in pieces of this size."""
 _DNS_CACHE_S = 60
@@ -125,7 +127,7 @@ class _Connection(ResponseHandler):
         Raises:
             TimeoutError: The reply is not complete by `until`, on the event loop's clock.
         """
-        self.set_response_params(read_until_eof=True, auto_decompress=False)
+        self.set_response_params(read_until_eof=True, auto_decompress=False, max_field_size=MAX_FIELD_BYTES)
         writing: asyncio.Task[None] | None = None
         if self.begin_request() and self.transport is not None:
             if len(body) <= _PIECE_BYTES:

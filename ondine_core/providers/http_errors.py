@@ -138,7 +138,7 @@ def _proxy_error(status: int, host: str) -> ProviderError:
 
 
 def response_error(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
-    """The error of a call whose response is not a 200.
+    """The error of a call whose response is not a success.
 
     It quotes the provider's explanation without text of a row in `call` and without `secrets`; without a `call`, it
     quotes codes only.
@@ -147,7 +147,7 @@ def response_error(response: Response, call: Call | None, secrets: Iterable[str]
 
 
 def no_answer_error(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
-    """The error of a call whose response is a 200 without an answer.
+    """The error of a call whose response is a success (2xx) without an answer.
 
     Gateways report errors so; the body may name the status, or have an explanation that a rule knows.
     """
@@ -159,7 +159,10 @@ def no_answer_error(response: Response, call: Call | None, secrets: Iterable[str
             status = _BAD_REQUEST
     if status is not None:
         return _classify(Response(status, {}, response.content, response.at), body, call, secrets, to)
-    text = f"{to.host!r} replied 200 with a body that is not a chat completion; check base_url."
+    # Other bodies may hold a model's answer, which no error quotes.
+    is_explained = body.is_page or b'"error' in response.content
+    quoted = quotable(body.message, call, secrets) if call is not None and is_explained else ""
+    text = f"{to.host!r} replied {response.status} with a body that is not a chat completion{quoted}; check base_url."
     return TransientError(text, cost_unknown=True)
 
 

@@ -21,7 +21,7 @@ import aiohttp
 import orjson
 
 from ondine_core.providers.http_errors import Response
-from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decompress, too_large
+from ondine_core.providers.reply_body import MAX_REPLY_BYTES, too_large, unpack
 
 if TYPE_CHECKING:
     import httpx
@@ -101,13 +101,13 @@ async def _on_request(request: httpx.Request) -> None:
 async def _on_response(response: httpx.Response) -> None:
     # Decompressed here, where its size is bounded, and not by httpx.
     encoding = response.headers.pop("content-encoding", "")
-    response.stream = _bounded(response.stream, encoding)
+    response.stream = _bounded(response.stream, response.status_code, encoding)
     seen = _watch.get()
     if seen is not None:
         seen.raw = response
 
 
-def _bounded(stream: Any, encoding: str) -> Any:
+def _bounded(stream: Any, status: int, encoding: str) -> Any:
     """The decompressed bytes of a response as a stream that fails if they are too many."""
     import httpx
 
@@ -118,9 +118,7 @@ def _bounded(stream: Any, encoding: str) -> Any:
                 content += part
                 if len(content) > MAX_REPLY_BYTES:
                     raise too_large()
-            unpacked = decompress(bytes(content), encoding, MAX_REPLY_BYTES)
-            check_parsable(unpacked)
-            yield unpacked
+            yield unpack(status, bytes(content), encoding, MAX_REPLY_BYTES)
 
         async def aclose(self) -> None:
             await stream.aclose()

@@ -128,8 +128,11 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
         TransientError: The server failed while it wrote.
     """
     choice = data["choices"][0]
-    message, finish_reason = choice["message"], _finish_reason(choice)
+    finish_reason = _finish_reason(choice)
     kind = finish_kind(finish_reason)
+    message = choice.get("message") or {}  # Gemini leaves it out if a filter or a limit left nothing of it
+    if not message and (kind == "whole" or choice.get("error")):
+        raise LookupError("The choice has no message.")
     if message.get("refusal") or kind == "refused":
         raise RefusedError(
             "The model declined to answer (content filter).",

@@ -15,6 +15,8 @@ import orjson
 
 from ondine_core.errors import TransientError
 
+SUCCESSES = range(200, 300)
+"""Statuses with a reply to a call: some servers send 201, and some gateways 202 or 203."""
 MAX_REPLY_BYTES = 4 * 2**20
 """The largest reply that is read: a text of 4 MiB takes up to 16 MiB as a Python string, and is copied a few times."""
 _BYTES_BESIDES = 2**20
@@ -39,6 +41,22 @@ def max_reply_bytes(max_output_tokens: int | None) -> int:
     if max_output_tokens is None:
         return MAX_REPLY_BYTES
     return min(MAX_REPLY_BYTES, _BYTES_BESIDES + _BYTES_A_TOKEN * max_output_tokens)
+
+
+def unpack(status: int, content: bytes, encoding: str, max_bytes: int) -> bytes:
+    """The content of a response without its encodings; empty if that of a refusal is unusable, as it costs nothing.
+
+    Raises:
+        TransientError: The content of a success is unusable: damaged, too large, or encoded as was not asked for.
+    """
+    try:
+        unpacked = decompress(content, encoding, max_bytes)
+        check_parsable(unpacked)
+    except TransientError:
+        if status in SUCCESSES:
+            raise
+        return b""
+    return unpacked
 
 
 def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:

@@ -194,6 +194,14 @@ def test_status_decides_what_a_failure_means(client: Client, code: int) -> None:
 
 
 @every_client
+def test_refusal_whose_body_cannot_be_decompressed_costs_nothing(client: Client) -> None:
+    """Its status and its headers are known."""
+    failure, _ = fail(client, status(429, b"\x8b", headers={"Content-Encoding": "br", "Retry-After": "7"}))
+    assert isinstance(failure, TransientError)
+    assert (failure.kind, failure.cost_unknown, failure.retry_after_s) == ("limited", False, 7.0)
+
+
+@every_client
 @lost_reply
 def test_call_without_a_complete_reply_has_an_unknown_cost(client: Client, fault: Fault) -> None:
     """It is sent once."""

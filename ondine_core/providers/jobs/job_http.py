@@ -21,7 +21,7 @@ from ondine_core.errors import JobLostError, ProviderError, TransientError
 from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, Endpoint, HttpClient, proxy_for
 from ondine_core.providers.http_connection import ReplyTooLargeError
 from ondine_core.providers.http_errors import Response, response_error, transport_error
-from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decode
+from ondine_core.providers.reply_body import MAX_REPLY_BYTES, SUCCESSES, check_parsable, decode
 from ondine_core.types.values import Call
 
 NO_CALL = Call(())
@@ -43,7 +43,7 @@ _SLOWEST_BYTES_S = 2**17
 """A connection slower than 1 Mbit/s is closed."""
 _PAUSE_S = 60.0
 _CHUNK = 2**16
-_OK, _SUCCESSES = 200, range(200, 300)
+_OK = 200
 _MAX_REQUESTS = 5
 _ANY_SIZE = 2**62
 _JSON: Mapping[str, str] = {"Content-Type": "application/json"}
@@ -134,7 +134,7 @@ class JobHttp:
             with ExitStack() as opened:
                 async with await self._begin(request, secret, timeout, opened) as stream:
                     response = await _read(stream)
-            if response.status not in _SUCCESSES:
+            if response.status not in SUCCESSES:
                 failure = self._classify(response, request, secret)
         except _BROKEN as error:
             failure = transport_error(error, self.to)

@@ -53,6 +53,7 @@ SHAPES = {
     "a printed object in a message": {"error": {"message": f"Error code: 400 - {{'error': {{'message': '{WORDS}'}}}}"}},
     "a message of another name (Portkey)": {"html-message": WORDS},
     "a message in camel case (AWS Lambda)": {"errorMessage": WORDS, "errorType": "Runtime.ExitError"},
+    "an error_msg (Baidu)": {"error_code": 18, "error_msg": WORDS},
     "a fault (Apigee)": {"fault": {"faultstring": WORDS, "detail": {"errorcode": "steps.quota.QuotaViolation"}}},
     "a text alone": WORDS,
     "a page": f"<!doctype html><html><head><title>{WORDS}</title></head></html>".encode(),
@@ -126,6 +127,15 @@ def test_error_with_status_200_is_classified_by_its_body(body: Any, kind: str | 
     error = failure(200, body)
     assert getattr(error, "kind", None) == kind
     assert not getattr(error, "cost_unknown", False)
+
+
+@pytest.mark.parametrize(
+    ("body", "is_quoted"),
+    [({"error": WORDS}, True), (f"<html><title>{WORDS}</title></html>".encode(), True), ({"message": WORDS}, False)],
+)
+def test_explanation_of_a_reply_without_an_answer_is_quoted(body: Any, is_quoted: bool) -> None:
+    """If it is one, and not a model's answer in another form."""
+    assert (WORDS in str(failure(200, body))) is is_quoted
 
 
 # -- waits ---------------------------------------------------------------------------------------------------------

@@ -42,6 +42,9 @@ REASONS: list[tuple[str, FinishKind]] = [
     ("SAFETY", "refused"),  # Gemini
     ("RECITATION", "refused"),  # Gemini
     ("PROHIBITED_CONTENT", "refused"),  # Gemini
+    ("content_filter: PROHIBITED_CONTENT", "refused"),  # Gemini by OpenAI's dialect
+    ("content_filter: A_NEW_REASON", "refused"),
+    ("function_call_filter: MALFORMED_FUNCTION_CALL", "tool"),  # Gemini by OpenAI's dialect
     ("guardrail_intervened", "refused"),  # Bedrock
     ("sensitive", "refused"),  # z.ai
 ]

@@ -58,7 +58,10 @@ def failure(fault: Fault, **settings: Any) -> ProviderError:
     return caught.value
 
 
-@pytest.mark.parametrize("fault", [refusal, filtered])
+BARE_CHOICE = {"index": 0, "finish_reason": "content_filter: PROHIBITED_CONTENT"}  # of Gemini, without a message
+
+
+@pytest.mark.parametrize("fault", [refusal, filtered, status(200, {"choices": [BARE_CHOICE]})])
 def test_declined_answer_is_refused(fault: Fault) -> None:
     """A reply declined by the model or a content filter refuses this request only."""
     assert isinstance(failure(fault), RefusedError)
@@ -202,7 +205,7 @@ def test_refused_connection_costs_nothing() -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [cut, cut_body, slow(30), slow_body(30), garbage, status(200, {"error": {"message": "odd"}}), status(200, [])],
+    [cut, cut_body, slow(30), slow_body(30), garbage, status(200, {"error": {"message": "odd"}}), status(202, [])],
 )
 def test_call_without_a_seen_reply_has_an_unknown_cost(fault: Fault) -> None:
     """A call that was sent without a complete reply may be retried, and may have been billed."""
@@ -218,6 +221,15 @@ def test_error_object_under_status_200_is_that_error(code: int, kind: type[Provi
 
 
 OK = {"choices": [{"message": {"content": "hello"}}]}
+
+
+@pytest.mark.parametrize(
+    "fault", [status(201, OK), status(203, OK), status(200, OK, {"Content-Security-Policy": "x" * 30_000})]
+)
+def test_reply_with_another_success_status_or_a_long_header_is_read(fault: Fault) -> None:
+    """As servers of others and gateways send them."""
+    with Provider(fault=fault) as provider:
+        assert one_call_to(provider.base_url).text == "hello"
 
 
 @pytest.mark.parametrize(
