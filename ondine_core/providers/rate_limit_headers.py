@@ -1,8 +1,8 @@
 """Reads the waits that a provider asks for: in headers, in fields of a body and in sentences.
 
 Most servers of OpenAI's dialect use its headers (`x-ratelimit-remaining-requests`, ...); Anthropic has its own
-(`anthropic-ratelimit-input-tokens-remaining`, ...), whose resets are dates. By both documentations a limit refills
-evenly, and `reset` is the time at which it is full.
+(`anthropic-ratelimit-input-tokens-remaining`, ...). By both documentations a limit refills evenly, and `reset` is the
+time at which it is full: a duration at OpenAI, a date at Anthropic, seconds since 1970 at DigitalOcean.
 """
 
 from __future__ import annotations
@@ -19,6 +19,17 @@ _MAX_WAIT_S = 31 * 86400.0
 """A wait of more than a month is a mistake: no limit of a provider is longer."""
 _PREFIXES = ("", "llm_provider-")
 """LiteLLM's proxy passes the headers of its provider on with a prefix; headers without the prefix are its own."""
+_LIMITS = (
+    *(
+        (f"{prefix}x-ratelimit-{{}}-{limit}", limit.partition("-")[0])
+        for prefix in _PREFIXES
+        # With the minute at Cerebras, and with `per-minute` at DigitalOcean.
+        for limit in ("requests", "requests-minute", "tokens", "tokens-minute", "tokens-per-minute")
+    ),
+    *((f"anthropic-ratelimit-{kind}-{{}}", kind) for kind in ("requests", "tokens", "input-tokens", "output-tokens")),
+)
+_HEADERS = tuple((tuple(map(name.format, ("remaining", "reset", "limit"))), kind) for name, kind in _LIMITS)
+"""The names of the three headers of each limit, and what it limits."""
 _EPOCH_S, _EPOCH_MS = 1e9, 1e11
 """Numbers of at least this size are times, in seconds or milliseconds since 1970, and not durations."""
 
@@ -26,24 +37,20 @@ _EPOCH_S, _EPOCH_MS = 1e9, 1e11
 def hold_off_s(headers: Mapping[str, str], tokens: int, received: int = 0, now: float = 0.0) -> float:
     """Seconds until another call of this size fits into the limits that its reply names; 0 if it fits already.
 
-    The call used `tokens`, of which `received` are the reply; `now`, in epoch seconds, is for resets given as a date.
+    The call used `tokens`, of which `received` are the reply; `now`, in epoch seconds, is for resets given as a time.
     """
     if "ratelimit" not in "".join(headers).lower():
         return 0.0
-    needs = (("requests", 1), ("tokens", tokens), ("input-tokens", tokens - received), ("output-tokens", received))
-    names = [(f"{prefix}x-ratelimit-{{}}-{kind}", needed) for prefix in _PREFIXES for kind, needed in needs[:2]]
-    names += [(f"anthropic-ratelimit-{kind}-{{}}", needed) for kind, needed in needs]
-    return max(_refill_s(headers, name, needed, now) for name, needed in names)
+    needs = {"requests": 1, "tokens": tokens, "input-tokens": tokens - received, "output-tokens": received}
+    return max(_refill_s(headers, names, needs[kind], now) for names, kind in _HEADERS)
 
 
-def _refill_s(headers: Mapping[str, str], name: str, needed: int, now: float) -> float:
-    """Seconds until `needed` is available by three headers; `name` has a gap for which of them it is."""
-    left = _number(headers.get(name.format("remaining")))
+def _refill_s(headers: Mapping[str, str], names: tuple[str, ...], needed: int, now: float) -> float:
+    """Seconds until `needed` is available by the headers with these names: what is left, the reset, and the limit."""
+    left = _number(headers.get(names[0]))
     if left is None or left >= needed:
         return 0.0
-    reset = headers.get(name.format("reset"), "")
-    reset_s = _until_s(reset, now) if name.startswith("anthropic") else _duration_s(reset)
-    limit = _number(headers.get(name.format("limit")))
+    reset_s, limit = _reset_s(headers.get(names[1], ""), now), _number(headers.get(names[2]))
     if reset_s is None or limit is None or limit <= left:
         return reset_s or 0.0
     return reset_s * min(1.0, (needed - left) / (limit - left))
@@ -59,19 +66,22 @@ def _number(text: str | None) -> float | None:
     return number if isfinite(number) else None
 
 
-def _duration_s(text: str) -> float | None:
-    """Seconds from `6m0s`, `20ms` or a plain number of them."""
+def _reset_s(text: str, now: float) -> float | None:
+    """Seconds from `6m0s`, `20ms`, a plain number of them, seconds or milliseconds since 1970, or a date."""
     number = _number(text)
     if number is not None:
-        return number if number >= 0 else None
+        return wait_of_value_s(number, now)
     parts = _PART.findall(text)
-    if not text or "".join(amount + unit for amount, unit in parts) != text:
-        return None
-    return sum(float(amount) * _UNIT_S[unit] for amount, unit in parts)
+    if not parts or "".join(amount + unit for amount, unit in parts) != text:
+        return _until_s(text, now)
+    return valid_wait_s(sum(float(amount) * _UNIT_S[unit] for amount, unit in parts))
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3)."""
+    """Seconds from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3).
+
+    Some servers send seconds since 1970.
+    """
     for prefix in _PREFIXES:
         for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
             text = headers.get(prefix + name)
@@ -82,14 +92,11 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def _asked_s(text: str, unit_s: float, now: float) -> float | None:
+    number = _number(text)
+    if number is not None:
+        return wait_of_value_s(max(0.0, number * unit_s), now)
     try:
-        seconds = float(text) * unit_s
-    except ValueError:
-        pass
-    else:
-        return max(0.0, seconds) if isfinite(seconds) else None
-    try:
-        return _left_s(parsedate_to_datetime(text), now)
+        return valid_wait_s(_left_s(parsedate_to_datetime(text), now))
     except (ValueError, OverflowError):
         return wait_of_value_s(text, now)
 

@@ -37,11 +37,16 @@ TOKENS_LEFT, TOKENS_RESET, TOKENS_LIMIT = (f"x-ratelimit-{what}-tokens" for what
         ("2", 2.0),
         ("0.25", 0.25),
         ("0s", 0.0),
+        (f"{NOON + 7:.0f}", 7.0),
+        (f"{NOON * 1000 + 7000:.0f}", 7.0),
+        ("2023-11-14T22:13:27Z", 7.0),
     ],
 )
-def test_a_duration_is_read_in_every_form(text: str, seconds: float) -> None:
-    """Durations as OpenAI and Groq write them, or as plain seconds."""
-    assert hold_off_s({LEFT: "0", RESET: text}, 1) == pytest.approx(seconds)
+@pytest.mark.parametrize("limit", ["requests", "requests-minute", "tokens", "tokens-minute", "tokens-per-minute"])
+def test_a_reset_is_read_in_every_form(text: str, seconds: float, limit: str) -> None:
+    """Durations as OpenAI and Groq write them, plain seconds, and times."""
+    headers = {f"x-ratelimit-remaining-{limit}": "0", f"x-ratelimit-reset-{limit}": text}
+    assert hold_off_s(headers, 1, now=NOON) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,7 @@ def test_a_duration_is_read_in_every_form(text: str, seconds: float) -> None:
         {LEFT: "0", RESET: "inf"},
         {LEFT: "0", RESET: "2s and a bit"},
         {LEFT: "0", RESET: "2026-01-01T00:00:00Z"},
+        {LEFT: "0", RESET: "9999999"},
         {LEFT: "1", RESET: "2s"},
         {TOKENS_LEFT: "10", TOKENS_RESET: "6s"},
     ],
