@@ -264,7 +264,8 @@ def to_failure(row: Row) -> tuple[Key, Failure]:
 
 def _dump(values: Any) -> bytes:
     try:
-        return orjson.dumps(values)
+        # A copy, since the bytes that orjson returns occupy a buffer of some kilobytes until they are written.
+        return bytes(memoryview(orjson.dumps(values)))
     except TypeError:
         # Integers beyond 64 bits and lone surrogates. The space marks text that orjson cannot read either.
         return b" " + json.dumps(values).encode()
