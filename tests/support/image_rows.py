@@ -1,6 +1,7 @@
 """Materialize an asset over many rows of image paths in a process of its own, and measure its memory.
 
-`python -m tests.support.image_rows <folder> <provider> <file with one path a line>`. DAGSTER_HOME stores the answers.
+`python -m tests.support.image_rows <folder> <provider> <rows> <file with one path a line>`. DAGSTER_HOME stores the
+answers; the paths are repeated until there are as many as rows.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import pandas as pd
 
 from ondine_dagster import LLMResource, MediaOptions, Prompt, llm_asset
 
-ROWS = 100_000
-
 
 def memory_mib(name: str) -> float:
     """This process's memory by the kernel: `VmRSS` (now) or `VmHWM` (maximum)."""
@@ -25,10 +24,10 @@ def memory_mib(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def main(folder: str, base_url: str, file: str) -> None:
+def main(folder: str, base_url: str, rows: str, file: str) -> None:
     """Materialize, and print calls, rows and memory as JSON."""
     paths = Path(file).read_text(encoding="utf-8").split()
-    frame = pd.DataFrame({"photo": [paths[number % len(paths)] for number in range(ROWS)]})
+    frame = pd.DataFrame({"photo": [paths[number % len(paths)] for number in range(int(rows))]})
 
     @llm_asset(
         prompt=Prompt("What is it?\n{photo:image}", media=MediaOptions(root=folder)),

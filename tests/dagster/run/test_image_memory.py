@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.image_rows import ROWS
 from tests.support.pictures import uncompressed
 from tests.support.provider import Provider
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
-FILES, SIDE_PX = 1_000, 258
+ROWS, FILES, SIDE_PX = 100_000, 1_000, 258
 MOST_MIB = 500
 
 
@@ -47,11 +46,19 @@ def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
 
     with Provider(lambda _: {"answer": "noise"}) as provider:
 
-        def calls(paths: list[str]) -> int:
-            """The calls of a materialization in a process of its own."""
+        def calls(paths: list[str], rows: int) -> int:
+            """The calls of a materialization of `rows` rows in a process of its own."""
             (tmp_path / "paths").write_text("\n".join(paths), encoding="utf-8")
             done = subprocess.run(
-                [sys.executable, "-m", "tests.support.image_rows", folder, provider.base_url, tmp_path / "paths"],
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.support.image_rows",
+                    folder,
+                    provider.base_url,
+                    str(rows),
+                    tmp_path / "paths",
+                ],
                 cwd=ROOT,
                 env=os.environ | {"DAGSTER_HOME": str(home)},
                 capture_output=True,
@@ -60,10 +67,10 @@ def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
             )
             assert done.returncode == 0, done.stderr
             found: dict[str, Any] = json.loads(done.stdout)
-            assert (found["ondine/rows_total"], found["ondine/rows_failed"]) == (ROWS, 0)
+            assert (found["ondine/rows_total"], found["ondine/rows_failed"]) == (rows, 0)
             assert found["mib"] <= MOST_MIB
             return int(found["ondine/requests"])
 
-        assert calls(names) == len(provider.ledger.requests) == FILES
-        assert calls([*moved, *names[10:-1], "changed.png"]) == 1
+        assert calls(names, ROWS) == len(provider.ledger.requests) == FILES
+        assert calls([*moved, *names[10:-1], "changed.png"], FILES) == 1
         assert len(provider.ledger.requests) == FILES + 1
