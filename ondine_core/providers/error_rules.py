@@ -261,6 +261,8 @@ _RULES: tuple[Rule, ...] = (
     ),
     # OpenAI: no such address.
     Rule("account", (404,), r"invalid url|unknown (?:request )?url", advice=405),
+    # nginx, Go: an address with http instead of https.
+    Rule("account", (400,), r"http request (?:was sent )?to (?:an )?https (?:port|server)", advice=405),
     # AWS API Gateway: no such address.
     Rule("account", (403,), r"missing authentication token", advice=405),
     # -- the set-up ----------------------------------------------------------------------------------------------------

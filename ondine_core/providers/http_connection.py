@@ -76,6 +76,13 @@ class OutOfStepError(aiohttp.ClientConnectionError):
     """A reply that may belong to another request."""
 
 
+class NotHttpError(aiohttp.ClientPayloadError):
+    """Bytes that are not a reply in HTTP, by the kind of error that the parser found."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(type(error).__name__)
+
+
 class ReplyTooLargeError(aiohttp.ClientPayloadError):
     """A reply with more bytes than allowed."""
 
@@ -142,18 +149,25 @@ class _Connection(ResponseHandler):
                 answer, content = await self.read()
             return answer, content.read_nowait() if content.is_eof() else await content.read()
         except HttpProcessingError as error:
-            raise aiohttp.ClientPayloadError(f"The reply is not HTTP ({type(error).__name__}).") from error
+            raise NotHttpError(error) from error
         finally:
             self._alarm.cancel()
-            if writing is not None and not writing.done():  # the server refused the request before it had all of it
+            if writing is not None and not self._is_written:  # the server refused the request before it had all of it
                 writing.cancel()
                 self.force_close()
 
     async def _write_pieces(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
-        """Write a large request as fast as the server reads it, so that no second copy of it is in memory."""
+        """Write a large request as fast as the server reads it, so that no second copy of it is in memory.
+
+        A server may refuse the request early and close the connection; a further write would lose its reply.
+        """
         transport.write(head)
         with suppress(ConnectionError):  # the reader gets this error, too
             for start in range(0, len(body), _PIECE_BYTES):
+                while self._reply is None and self._has_unread_bytes():  # noqa: ASYNC110  (the event loop reads them)
+                    await asyncio.sleep(0)
+                if transport.is_closing() or (self._reply is not None and self._reply.is_eof()):
+                    return
                 transport.write(body[start : start + _PIECE_BYTES])
                 await self._drain_helper()
             self.start_timeout()
@@ -214,7 +228,7 @@ class _Connection(ResponseHandler):
         error = self.exception()
         if error is not None:  # aiohttp's parser failed, perhaps with an error that is no `ClientError`
             if not isinstance(error, aiohttp.ClientError):
-                error = aiohttp.ClientPayloadError(f"The reply is not HTTP ({type(error).__name__}).")
+                error = NotHttpError(error)
             self._reply.set_exception(error)
         elif self._reply.is_eof():
             self._is_used, self._expects_reply = True, False

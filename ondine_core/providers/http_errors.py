@@ -18,7 +18,7 @@ import aiohttp
 from ondine_core.errors import FatalError, InvalidReplyError, Kind, ProviderError, RefusedError, TransientError
 from ondine_core.providers.error_body import ErrorBody, read_error
 from ondine_core.providers.error_rules import Fault, find_rule
-from ondine_core.providers.http_connection import NotSentError, OutOfStepError, ReplyTooLargeError
+from ondine_core.providers.http_connection import NotHttpError, NotSentError, OutOfStepError, ReplyTooLargeError
 from ondine_core.providers.masking import mask
 from ondine_core.providers.rate_limit_headers import hold_off_s, limits_reset_s, retry_after_s
 from ondine_core.providers.reply_body import too_large
@@ -89,6 +89,11 @@ def transport_error(error: BaseException, to: Address) -> ProviderError:
             f"{host!r} did not reply within {to.timeout_s:g} s; raise timeout_s if it needs longer.",
             cost_unknown=True,
             kind="overloaded",
+        )
+    if isinstance(error, NotHttpError):
+        return TransientError(
+            f"{host!r} sent bytes that are not HTTP ({error}); check base_url, also whether it is http or https.",
+            cost_unknown=True,
         )
     return TransientError(f"The connection to {host!r} broke ({type(error).__name__}).", cost_unknown=True)
 

@@ -215,6 +215,19 @@ def test_a_damaged_compressed_reply_is_lost(body: bytes) -> None:
     assert caught.value.cost_unknown
 
 
+@pytest.mark.parametrize("reply", [b"SSH-2.0-OpenSSH_9.6\r\n", b"\x15\x03\x01\x00\x02\x02\x46"], ids=["SSH", "TLS"])
+def test_bytes_that_are_not_http_are_named_so(reply: bytes) -> None:
+    """The usual cause is an address with another port or with http instead of https."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(reply)
+
+    with RawServer(script) as server, pytest.raises(TransientError, match=r"not HTTP .* http or https") as caught:
+        one_call_to(server.base_url)
+    assert caught.value.cost_unknown
+
+
 @pytest.mark.parametrize("rest", [b"0\r\n" + b"x: y\r\n" * 10_000, b"no number\r\n"], ids=["trailers", "chunk size"])
 def test_invalid_http_after_the_headers_is_a_lost_reply(rest: bytes) -> None:
     """Its cost is unknown."""

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core import ModelSpec, TransientError, enrich_sync
+from ondine_core import ModelSpec, RefusedError, TransientError, enrich_sync
 from ondine_core.batching.strategy import STRATEGIES, draw_ids
 from ondine_core.providers.tokenizer import counter
 from ondine_core.types.values import Batch, Item
@@ -125,6 +125,17 @@ def test_reply_before_the_end_of_the_request_is_rejected() -> None:
 
     with RawServer(script) as server, pytest.raises(TransientError):
         one_call_to(server.base_url, "x" * 2**25)
+
+
+def test_early_refusal_of_a_large_request_is_read() -> None:
+    """A server may refuse it by its headers and close the connection; further writes do not lose the refusal."""
+
+    def script(connection: Connection) -> None:
+        connection.read_head()
+        connection.send(http_reply(b"{}", "Connection: close", status="413 Content Too Large"))
+
+    with RawServer(script) as server, pytest.raises(RefusedError, match="413"):
+        one_call_to(server.base_url, "x" * 2**23)
 
 
 def test_interim_replies_are_skipped() -> None:
