@@ -143,13 +143,20 @@ class FatalError(ProviderError):
             refused, which fails only the row once others were answered; `"permission"` if the provider gives no reason:
             this ends the run only if it repeats and nothing was answered.
         refusal: The message without the advice, for the row that is refused.
+        is_certain: Whether it ends the run at once; otherwise only if it repeats, or if no call was answered before.
     """
 
     def __init__(
-        self, message: str, *, fault: Literal["account", "setup", "permission"] = "account", refusal: str | None = None
+        self,
+        message: str,
+        *,
+        fault: Literal["account", "setup", "permission"] = "account",
+        refusal: str | None = None,
+        is_certain: bool = True,
     ) -> None:
         super().__init__(message)
         self.fault = fault
+        self.is_certain = is_certain
         self.refusal = refusal or message
 
 

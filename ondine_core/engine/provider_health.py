@@ -14,6 +14,8 @@ from ondine_core.types.values import Key, Tier
 _MAX_QUOTA_S = 31 * 86400.0
 _MAX_DOUBTS = 3
 """Number of refusals without a reason, while nothing is answered, after which the key is taken to lack permission."""
+_MAX_UNCERTAIN = 3
+"""Number of uncertain fatal errors since the last answer that end the run."""
 _FIRST_OUTAGE_S = 30.0
 """Maximum outage of a server that never accepted a connection: probably its address is wrong."""
 
@@ -52,6 +54,7 @@ class ProviderHealth:
         self._halved: dict[Key, RetryPolicy] = {}  # how calls with prompts of halved batches are retried
         self._doubted: FatalError | None = None
         self._doubts = 0
+        self._uncertain = 0
         self._unreachable_in_a_row = 0
         self._refusals = _RefusalStreak()
 
@@ -67,6 +70,7 @@ class ProviderHealth:
     def note_answer(self) -> None:
         """Record a reply that is not a refusal."""
         self._answered = self.has_answers = True
+        self._uncertain = 0
         if self._refusals.count:
             self._refusals = _RefusalStreak()
 
@@ -124,6 +128,11 @@ class ProviderHealth:
             self._doubted = error
             return self._doubts < _MAX_DOUBTS
         return error.fault == "permission"
+
+    def is_doubtful(self, error: FatalError) -> bool:
+        """Whether `error` may be a mistake of the provider, which has just answered, so that the call is made again."""
+        self._uncertain += 1
+        return not error.is_certain and self._answered and self._uncertain < _MAX_UNCERTAIN
 
     def settle_doubts(self) -> None:
         """Stop the run because of a refusal without a reason if no row was answered in the end."""

@@ -199,7 +199,12 @@ class _Azure:
                     break
             except FatalError as error:
                 where = f"Region {region!r}: " if region else ""
-                raise FatalError(f"{where}{error}", fault=error.fault, refusal=f"{where}{error.refusal}") from None
+                raise FatalError(
+                    f"{where}{error}",
+                    fault=error.fault,
+                    refusal=f"{where}{error.refusal}",
+                    is_certain=error.is_certain,
+                ) from None
             else:
                 self._suspend(region, reply.hold_off_s)
                 others = any(free_at <= time.monotonic() for free_at in self._free_at.values())

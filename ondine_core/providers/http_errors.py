@@ -49,6 +49,8 @@ _FAULTS: Mapping[int, Fault] = {
     **dict.fromkeys((446, 451), "row"),
 }
 """The fault that a status alone indicates, unless it is in `ADVICE` or its class (4xx, 5xx) decides."""
+_DOUBTFUL = (401, 404)
+"""Statuses that gateways now and then send for one call among many, although key, model and address are right."""
 _BAD_REQUEST = 400
 _LIMITED = 429
 _MAX_QUOTE = 300
@@ -188,7 +190,7 @@ def _classify(
     if body.request_field and body.request_field not in quoted:
         what += f" (about {body.request_field!r})"
     if status < _BAD_REQUEST:
-        return FatalError(f"{what}, which is not a chat completion; check base_url.")
+        return FatalError(f"{what}, which is not a chat completion; check base_url.", is_certain=False)
     rule = find_rule(status, f"{' '.join(codes)} {message}".strip(), names_a_wait=wait_s is not None)
     fault = _fault_of_status(status, to) if rule is None else rule.fault
     advice = to.advice.get(status) if rule is None or rule.advice is None else rule.advice
@@ -211,7 +213,8 @@ def _classify(
             cut = "length" if "max completion tokens reached" in message.lower() else "stop"
             return InvalidReplyError(f"{what}.", Reply(body.failed_reply or "", finish_reason=cut))
         case "setup" | "permission" | "account":
-            return FatalError(f"{what}: {advice}." if advice else f"{what}.", fault=fault, refusal=f"{what}.")
+            text = f"{what}: {advice}." if advice else f"{what}."
+            return FatalError(text, fault=fault, refusal=f"{what}.", is_certain=status not in _DOUBTFUL)
 
 
 def _fault_of_status(status: int, to: Address) -> Fault:

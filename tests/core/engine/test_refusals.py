@@ -55,6 +55,17 @@ def test_exhausted_credit_or_revoked_key_stops_the_run_at_once(code: int, body: 
     assert len(provider.ledger.requests) <= 40 + 2 * 8
 
 
+@pytest.mark.parametrize("code", [302, 401, 404])
+def test_single_error_of_the_account_between_answers_is_asked_again(code: int) -> None:
+    """Gateways refuse a valid key now and then; the run neither ends nor loses the row."""
+    with Provider(
+        fault=lambda asked: status(code)(asked) if len(provider.ledger.requests) % 9 == 8 else None
+    ) as provider:
+        report = ask(provider, texts(40), options(max_concurrency=2))
+    assert report.errors() == [None] * 40
+    assert report.spend.unknown == 0
+
+
 @pytest.mark.parametrize("answered", [0, 40, 300])
 @pytest.mark.parametrize("code", [400, 403, 422])
 def test_repeated_unknown_refusals_stop_the_run(code: int, answered: int) -> None:
