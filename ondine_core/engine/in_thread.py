@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 from ondine_core.types.forking import make_event_loop
 
@@ -33,6 +34,7 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
     async def cancellable() -> T:
         task = asyncio.current_task()
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(partial(_handle_exception, os.getpid()))
         cancel.append(lambda: loop.call_soon_threadsafe(task.cancel) if task else None)
         started.set()
         return await main()
@@ -73,6 +75,22 @@ def _run_or_end_fork(runner: asyncio.Runner, main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
     except BaseException as error:
         if os.getpid() != process:
-            code = error.code if isinstance(error, SystemExit) else 1
-            os._exit(code if isinstance(code, int) else int(code is not None))
+            _end_fork(error)
         raise
+
+
+def _handle_exception(process: int, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """End a process that a user function forked; leave the exceptions of this process to the loop.
+
+    Python 3.14 forgets the running loop in a fork, and reports that instead of what the function raised.
+    """
+    if os.getpid() != process:
+        error = context.get("exception")
+        _end_fork(error.__context__ if error else None)
+    loop.default_exception_handler(context)
+
+
+def _end_fork(error: BaseException | None) -> NoReturn:
+    """Exit as an interpreter does that `error` ends."""
+    code = error.code if isinstance(error, SystemExit) else 1
+    os._exit(code if isinstance(code, int) else int(code is not None))
