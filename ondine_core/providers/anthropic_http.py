@@ -27,7 +27,7 @@ from ondine_core.providers.http_client import Endpoint, constant
 from ondine_core.providers.http_errors import ADVICE, ADVICE_WITHOUT_KEY
 from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.tiers import tier_fields
-from ondine_core.providers.usage import usage_of
+from ondine_core.providers.usage import text_field, tier_of, usage_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, Json, ModelSpec, Reply, Tier
 
@@ -113,7 +113,7 @@ def message_reply(data: Mapping[str, Any]) -> Reply:
     """
     blocks: Sequence[Mapping[str, Any]] = data["content"]
     usage, reason = usage_of(data), str(data["stop_reason"] or "null")
-    tier = (data.get("usage") or {}).get("service_tier")
+    tier = tier_of(data)
     if finish_kind(reason) == "refused":
         category = (data.get("stop_details") or {}).get("category")
         about = f", category {category!r}" if isinstance(category, str) else ""
@@ -129,8 +129,8 @@ def message_reply(data: Mapping[str, Any]) -> Reply:
         text,
         usage,
         reason,
-        data.get("id"),
-        model=data.get("model"),
+        text_field(data, "id"),
+        model=text_field(data, "model"),
         reasoning_only=thought and not text.strip(),
         tier=tier,
     )

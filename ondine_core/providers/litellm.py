@@ -36,6 +36,7 @@ from ondine_core.providers.loading import LoadedOnce
 from ondine_core.providers.model_data import installed_litellm
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.rate_limit_headers import hold_off_s
+from ondine_core.providers.reply_body import SUCCESSES
 from ondine_core.providers.request_form import RequestForm
 from ondine_core.providers.settings import (
     api_key_of,
@@ -51,7 +52,6 @@ from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
 
 _COMPROMISED = frozenset({"1.82.7", "1.82.8", "1.107.0"})
-_OK = 200
 
 _AWS = (
     "aws_access_key_id aws_secret_access_key aws_session_token aws_region_name aws_profile_name aws_role_name "
@@ -258,7 +258,7 @@ class _LiteLLM:
             return error
         response = seen.response() or response_behind(error)
         if response is not None:
-            make_error = no_answer_error if response.status == _OK else response_error
+            make_error = no_answer_error if response.status in SUCCESSES else response_error
             return make_error(response, call, secrets, to)
         if seen.sent:
             return transport_error(cause_of(error), to)

@@ -22,7 +22,7 @@ from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.request_form import PLAIN_FORM, RequestForm
 from ondine_core.providers.settings import request_fields
 from ondine_core.providers.tiers import tier_fields
-from ondine_core.providers.usage import stated_usd_of, usage_of
+from ondine_core.providers.usage import stated_usd_of, text_field, tier_of, usage_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply, Tier
 
@@ -138,7 +138,7 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
             "The model declined to answer (content filter).",
             usage=usage_of(data),
             stated_usd=stated_usd_of(data),
-            tier=_tier(data),
+            tier=tier_of(data),
         )
     if kind == "broken":
         raise TransientError(
@@ -150,11 +150,11 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
         text,
         usage_of(data),
         finish_reason,
-        _text(data, "id"),
-        model=_text(data, "model"),
+        text_field(data, "id"),
+        model=text_field(data, "model"),
         stated_usd=stated_usd_of(data),
         reasoning_only=bool(thoughts) and not text.strip(),
-        tier=_tier(data),
+        tier=tier_of(data),
     )
 
 
@@ -171,14 +171,3 @@ def _content_text(content: Any) -> str:
     if isinstance(content, str) or not content:
         return content or ""
     return "".join(part.get("text") or "" for part in content if part.get("type", "text") in ("text", "output_text"))
-
-
-def _tier(data: Mapping[str, Any]) -> str | None:
-    """The price tier that a completion names: beside its usage, or inside it as Anthropic does."""
-    usage = data.get("usage")
-    return _text(data, "service_tier") or (_text(usage, "service_tier") if isinstance(usage, dict) else None)
-
-
-def _text(data: Mapping[str, Any], name: str) -> str | None:
-    value = data.get(name)
-    return value if isinstance(value, str) else None

@@ -164,6 +164,20 @@ def _number(value: Any) -> Decimal | None:
     return number if number.is_finite() else None
 
 
+# -- texts ---------------------------------------------------------------------------------------------------------
+
+
+def tier_of(data: Mapping[str, Any]) -> str | None:
+    """The price tier that a completion names: beside its usage, or inside it as Anthropic does."""
+    return text_field(data, "service_tier") or text_field(_object(data.get("usage")), "service_tier")
+
+
+def text_field(data: Mapping[str, Any], name: str) -> str | None:
+    """The field if it is a text: some servers write numbers for ids."""
+    value = data.get(name)
+    return value if isinstance(value, str) else None
+
+
 # -- cost ----------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ litellm_client = pytest.mark.parametrize("client", BY_LITELLM, ids=lambda client
 
 
 def traits(failure: ProviderError) -> dict[str, Any]:
-    names = ("kind", "retry_after_s", "cost_unknown", "times_lost", "usage")
+    names = ("kind", "retry_after_s", "cost_unknown", "times_lost", "usage", "is_certain")
     return {"type": type(failure), "text": str(failure)} | {name: getattr(failure, name, None) for name in names}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from ondine_core import Call, ConfigError, FatalError, ModelSpec, RefusedError, Reply, TransientError, Usage
 from ondine_core.prompts.output_schema import compile_schema
 from ondine_core.providers import connect
+from ondine_core.providers.anthropic_http import message_reply
 from ondine_core.providers.openai_servers import find_address
 from ondine_core.types.values import Message
 from tests.support.anthropic_provider import AnthropicProvider, failing
@@ -391,6 +393,19 @@ def test_spend_limit_is_no_rate_limit() -> None:
     """It has the status of a rate limit, but waiting does not help."""
     with pytest.raises(FatalError, match="no credit"):
         asked(failing(429, "rate_limit_error", "Limit reached.", error_code="contract_spend_limit_reached"))
+
+
+@pytest.mark.parametrize("field", ["id", "model", "service_tier", "content", "stop_reason", "stop_details", "usage"])
+@pytest.mark.parametrize(
+    "value", [None, True, 7, "x", [], {}, [7], ["x"], {"x": 7}, [{"type": "text", "text": 7}]], ids=str
+)
+def test_field_of_another_type_is_unreadable_or_left_out(field: str, value: Any) -> None:
+    """The client counts the first as a lost reply; the second is a reply whose texts are texts."""
+    message = {"content": [text("x")], "stop_reason": "end_turn", "usage": {"service_tier": "standard"}, field: value}
+    with suppress(LookupError, TypeError, AttributeError, ValueError):
+        reply = message_reply(message)
+        assert all(isinstance(part, str | None) for part in (reply.request_id, reply.model, reply.tier))
+        assert isinstance(reply.text, str)
 
 
 # -- what a step loads ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import logging
 import os
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
@@ -242,7 +243,9 @@ def test_request_id_made_up_by_litellm_is_dropped() -> None:
 # -- failures ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("headers", [{"Retry-After": "7"}, {"Retry-After": formatdate(2e9, usegmt=True)}])
+@pytest.mark.parametrize(
+    "headers", [{"Retry-After": "7"}, {"Retry-After": formatdate(time.time() + 3600, usegmt=True)}]
+)
 def test_retry_after_is_read_from_the_response_itself(headers: dict[str, str]) -> None:
     """It survives litellm's mapping of errors."""
     with pytest.raises(TransientError) as caught:
