@@ -6,17 +6,19 @@ loop in a thread of its own, so it works under a running loop, and an interrupt 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from inspect import signature
+from typing import Any, Never, cast
 from uuid import uuid4
 
 from ondine_core.engine.gc_tuning import rare_garbage_collection
 from ondine_core.engine.in_thread import run_in_thread
 from ondine_core.engine.jobs.waits import continue_materialization, end_wait
 from ondine_core.engine.options import Options
+from ondine_core.engine.policy import Policy
 from ondine_core.engine.progress_bar import progress_bar
 from ondine_core.engine.report import Report
 from ondine_core.engine.run import run as ask_rows
@@ -34,6 +36,7 @@ from ondine_core.telemetry.events import Run
 from ondine_core.telemetry.observing import Observation, observed
 from ondine_core.types.progress import Progress
 from ondine_core.types.protocols import ChatModel
+from ondine_core.types.suggestion import did_you_mean
 from ondine_core.types.values import ModelSpec
 
 
@@ -47,6 +50,7 @@ async def enrich(  # noqa: PLR0913  (by keyword)
     sanitize: Sanitize | None = None,
     overwrite: bool = False,
     options: Options | None = None,
+    **_unknown: Never,
 ) -> Report:
     """Ask `prompt` about every row of `table`.
 
@@ -76,6 +80,7 @@ async def enrich(  # noqa: PLR0913  (by keyword)
         JobsUnderWayError: At the tier "batch", jobs have not ended within `Policy.batch_wait_s`. Run again later.
         StoreError: Answers cannot be stored.
     """
+    _refuse_unknown(_unknown)
     spec, opened = _spec_and_model(model)
     task = compile_task(prompt, output, spec, clean=clean, sanitize=sanitize)
     options = _for_one_run(options)
@@ -98,8 +103,10 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
     sanitize: Sanitize | None = None,
     overwrite: bool = False,
     options: Options | None = None,
+    **_unknown: Never,
 ) -> Report:
     """`enrich` for code that is not a coroutine, also in notebooks; arguments, result and errors are the same."""
+    _refuse_unknown(_unknown)
     spec, opened = _spec_and_model(model)
     task = compile_task(prompt, output, spec, clean=clean, sanitize=sanitize)
     options = _for_one_run(options)
@@ -121,6 +128,16 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
             return run_in_thread(lambda: answer(table, task, watched, opened, overwrite=overwrite), tick)
         finally:
             tick()
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    """Refuse unknown arguments, and say where the first belongs."""
+    for name in names:
+        owners = [owner.__name__ for owner in (Options, ModelSpec, Policy) if name in owner.__dataclass_fields__]
+        meant = did_you_mean(name, list(signature(enrich).parameters)[:-1])
+        if owners:
+            meant = f" It belongs to {owners[0]}."
+        raise ConfigError(f"enrich has no argument {name!r}.{meant}")
 
 
 def _for_one_run(options: Options | None) -> Options:

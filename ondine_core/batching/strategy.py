@@ -12,6 +12,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import orjson
@@ -203,6 +205,27 @@ def strategy_for(row_format: RowFormat) -> BatchStrategy:
     return BatchStrategy(
         row_format.name, partial(_encode, row_format), partial(_decode, row_format), partial(_carried, row_format)
     )
+
+
+def report_first_error(strategy: BatchStrategy, report: Callable[[str], None]) -> BatchStrategy:
+    """`strategy`, whose first error in `decode` is reported by type and place: its message may have texts of rows."""
+    reported: list[str] = []
+
+    def decode(batch: Batch, text: str, task: Task) -> Mapping[int, str] | None:
+        try:
+            return strategy.decode(batch, text, task)
+        except Exception as error:
+            if not reported:
+                frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename != __file__]
+                place = f" ({Path(frames[0].filename).name}:{frames[0].lineno})" if frames else ""
+                reported.append(
+                    f"decode of the strategy {strategy.name!r} raised {type(error).__name__}{place}; each batch on "
+                    "which it does so is asked again in halves."
+                )
+                report(reported[0])
+            raise
+
+    return replace(strategy, decode=decode)
 
 
 STRATEGIES: Mapping[str, BatchStrategy] = {row_format.name: strategy_for(row_format) for row_format in ROW_FORMATS}

@@ -47,7 +47,8 @@ class Options:
         on_threshold: Called with a sentence, once for each share of a cap in `warn_at` that is spent.
         fallbacks: Models that take over the remaining rows when the model fails for good or is unreachable for long.
         on_warning: Called with a sentence when a fallback takes over, when the rest of a run is asked at the standard
-            price tier, when the provider withdraws the model within 30 days, and about problems with batch jobs.
+            price tier, when the provider withdraws the model within 30 days, when a name in `params` seems misspelt, at
+            the first error in the `decode` of a strategy, and about problems with batch jobs.
         on_job: Called with a sentence when a batch job was submitted, and with its progress.
         origin: Run, asset and partition for the ledger; without a run, each call of `enrich` is a run of its own.
         budget_run: The run whose budgets are used, if this one continues it; by default that of `origin`.

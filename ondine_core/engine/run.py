@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from math import inf
@@ -14,6 +15,7 @@ from typing import Any
 from ondine_core.batching.agreement import Values
 from ondine_core.batching.calibration import CalibrationResult, calibrate, sample
 from ondine_core.batching.prompt_window import find_window
+from ondine_core.batching.strategy import report_first_error
 from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.definition import write_definition
 from ondine_core.engine.interpreting import Interpreter
@@ -62,6 +64,7 @@ async def run(
     started = clock.elapsed()
     started_at = clock.now()
     preprocess_stats = PreprocessStats()
+    policy = replace(options.policy, strategy=report_first_error(options.policy.strategy, runtime.on_warning))
     keys, first = await find_prompts(task, columns, options.policy, preprocess_stats.note)
     runtime.emitter.rows_failed((key, 1) for key in keys if isinstance(key, Failure))
     run_state = _new_state(keys, runtime, options, lambda: clock.elapsed() - started)
@@ -70,7 +73,7 @@ async def run(
         columns=columns,
         first=first,
         runtime=runtime,
-        policy=options.policy,
+        policy=policy,
         origin=options.origin,
         budget_run=options.budget_run or options.origin.run,
         clock=clock,

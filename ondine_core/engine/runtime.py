@@ -23,6 +23,7 @@ from ondine_core.providers.job_api import JobApi
 from ondine_core.providers.jobs import connect_jobs
 from ondine_core.providers.media_tokens import max_media_tokens, max_tokens_anywhere
 from ondine_core.providers.pricing import Price, find_unpriced_part
+from ondine_core.providers.settings import find_misspelt_param
 from ondine_core.providers.tiers import check_tier, find_tier_prices
 from ondine_core.providers.tokenizer import counter
 from ondine_core.providers.withdrawal import find_withdrawal
@@ -93,9 +94,9 @@ async def open_runtime(
     if model is None:
         model = connect(spec)
         stack.push_async_callback(model.aclose)
-        warning = find_withdrawal(spec, options.clock.now())
-        if warning:
-            options.on_warning(warning)
+        for warning in (find_withdrawal(spec, options.clock.now()), find_misspelt_param(spec)):
+            if warning:
+                options.on_warning(warning)
     if spec.tier == "batch":
         check_store(store)
     check_tier(spec)

@@ -20,7 +20,7 @@ import aiohttp
 
 from ondine_core.errors import ProviderError
 from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, HEADERS, Endpoint, HttpClient, proxy_for, shorten
-from ondine_core.providers.http_connection import OutOfStepError, Target, max_calls
+from ondine_core.providers.http_connection import PIECE_BYTES, OutOfStepError, Target, max_calls
 from ondine_core.providers.http_errors import Response, no_answer_error, response_error, transport_error
 from ondine_core.providers.rate_limit_headers import hold_off_s
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, SUCCESSES, decode, unpack
@@ -29,7 +29,6 @@ from ondine_core.providers.usage import stated_usd_in
 from ondine_core.types.values import Call, Reply
 
 _CONNECT_SHARE = 0.9
-_LARGE = 2**17
 _REQUEST_ID = "X-Request-Id"
 
 
@@ -134,7 +133,7 @@ class HttpModel:
             "POST",
             self._endpoint.url,
             # aiohttp sends a file piece by piece; it warns of large bytes.
-            lambda: body if len(body) <= _LARGE else BytesIO(body),
+            lambda: body if len(body) <= PIECE_BYTES else BytesIO(body),
             shorten(self._timeout, until - asyncio.get_running_loop().time()),
             headers={**self._headers, **headers},
             proxy=self._proxy,

@@ -47,7 +47,7 @@ _IDLE_S = 0.1
 _HEADERS_BYTES = 2**18
 MAX_FIELD_BYTES = 2**16
 """Of one header: security policies and cookies of gateways exceed the 8,190 bytes that aiohttp allows."""
-_PIECE_BYTES = 2**17
+PIECE_BYTES = 2**17
 """A larger body is written in pieces of this size."""
 _DNS_CACHE_S = 60
 _OTHER_FILES = 128
@@ -137,7 +137,7 @@ class _Connection(ResponseHandler):
         self.set_response_params(read_until_eof=True, auto_decompress=False, max_field_size=MAX_FIELD_BYTES)
         writing: asyncio.Task[None] | None = None
         if self.begin_request() and self.transport is not None:
-            if len(body) <= _PIECE_BYTES:
+            if len(body) <= PIECE_BYTES:
                 self.transport.write(head + body)
                 self.start_timeout()
             else:
@@ -163,12 +163,12 @@ class _Connection(ResponseHandler):
         """
         transport.write(head)
         with suppress(ConnectionError):  # the reader gets this error, too
-            for start in range(0, len(body), _PIECE_BYTES):
+            for start in range(0, len(body), PIECE_BYTES):
                 while self._reply is None and self._has_unread_bytes():  # noqa: ASYNC110  (the event loop reads them)
                     await asyncio.sleep(0)
                 if transport.is_closing() or (self._reply is not None and self._reply.is_eof()):
                     return
-                transport.write(body[start : start + _PIECE_BYTES])
+                transport.write(body[start : start + PIECE_BYTES])
                 await self._drain_helper()
             self.start_timeout()
 

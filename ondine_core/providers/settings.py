@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
@@ -49,6 +50,14 @@ _CLIENT_ARGUMENTS = {
     "request_timeout": "set timeout_s",
 }
 """Arguments of OpenAI's, Anthropic's and litellm's packages that are no request fields, and what to do instead."""
+_REQUEST_FIELDS = (
+    *("extra_body", "frequency_penalty", "logit_bias", "logprobs", "metadata", "min_p", "presence_penalty"),
+    *("parallel_tool_calls", "reasoning", "reasoning_effort", "repetition_penalty", "safety_identifier", "seed"),
+    *("stop", "stop_sequences", "temperature", "thinking", "top_k", "top_logprobs", "top_p", "user", "verbosity"),
+)
+"""Common names in `params`; servers have further ones."""
+_MIN_SIMILARITY = 0.85
+"""Of a misspelt name to the right one; `top_a` and `top_p` are 0.8."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 """A token of RFC 9110, section 5.6.2, in lower case."""
 _HEADERS_OF_A_CALL = ("content-length", "transfer-encoding", "x-request-id")
@@ -103,6 +112,15 @@ def check_params(spec: ModelSpec) -> None:
         advice = _CLIENT_ARGUMENTS.get(name)
         if advice is not None:
             raise ConfigError(f"params: {name!r} of {spec.model!r} is not a field of the request; {advice}.")
+
+
+def find_misspelt_param(spec: ModelSpec) -> str | None:
+    """A warning if a name in `params` is close to a common one; many servers ignore names that they do not know."""
+    for name in spec.params:
+        near = [] if name in _REQUEST_FIELDS else get_close_matches(name, _REQUEST_FIELDS, 1, _MIN_SIMILARITY)
+        if near:
+            return f"params: {name!r} of {spec.model!r} is sent as it is; did you mean {near[0]!r}?"
+    return None
 
 
 def request_fields(spec: ModelSpec) -> dict[str, Json]:

@@ -203,7 +203,9 @@ def test_user_defined_strategy() -> None:
     """Two functions encode and decode calls; rows that they cannot decode are asked again in smaller calls."""
     words = [f"word{number}" for number in range(12)] + ["nonsense"]
     model = ScriptedModel(mood_of, max_batch_size=None)
-    options = Options(policy=Policy(strategy=LINES, batch_size=5, max_repairs=0))
+    warnings: list[str] = []
+    policy = Policy(strategy=LINES, batch_size=5, max_repairs=0)
+    options = Options(policy=policy, on_warning=warnings.append)
     report = asyncio.run(
         enrich({"review": words}, prompt="Mood of: {review}", output={"mood": str}, model=model, options=options)
     )
@@ -212,6 +214,9 @@ def test_user_defined_strategy() -> None:
     assert isinstance(bad, Failure)
     # Calls of 5, 5 and 3; the last cannot be read and comes again as 1 and 2, and the 2 as 1 and 1.
     assert len(model.calls) == 3 + 2 + 2
+    # The strategy raises for two of them, which is reported once, without the text of a row.
+    (warning,) = warnings
+    assert re.match(r"decode of the strategy 'lines' raised ValueError \(test_batching\.py:\d+\); each batch", warning)
 
 
 def enrich_with(strategy: BatchStrategy, model: ScriptedModel) -> Report:

@@ -108,6 +108,11 @@ def test_non_table_is_refused_by_type(table: Any) -> None:
         ({"table": [{"text": "a"}, None]}, "a list of mappings; item 1 of yours is a NoneType"),
         ({"model": ScriptedModel}, "model=ScriptedModel is a class; give an instance"),
         ({"options": {"store": "answers.db"}}, "options is a dict; give options=Options"),
+        ({"zebra": 1}, "enrich has no argument 'zebra'.$"),
+        ({"outptu": 1}, "enrich has no argument 'outptu'. Did you mean 'output'"),
+        ({"max_cost_usd": 1}, "no argument 'max_cost_usd'. It belongs to Options"),
+        ({"temperature": 1}, "no argument 'temperature'. It belongs to ModelSpec"),
+        ({"batch_size": 1}, "no argument 'batch_size'. It belongs to Policy"),
     ],
 )
 def test_argument_of_another_type_is_an_error_in_words(wrong: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -62,13 +63,15 @@ def test_deployment_at_azure_is_warned_of_the_model_that_it_deploys() -> None:
 
 
 def test_a_run_warns_when_it_starts() -> None:
-    """`on_warning` receives the sentence before the first call."""
+    """`on_warning` receives, before the first call, the sentence and another one about a misspelt parameter."""
     warned: list[str] = []
+    spec = replace(MODEL, params={"temprature": 0, "top_a": 1, "stop": "END"})
 
     async def start() -> None:
         options = Options(on_warning=warned.append, clock=Clock(now=lambda: before(3)))
         async with AsyncExitStack() as stack:
-            await open_runtime(MODEL, open_options_store(options, stack), options, stack)
+            await open_runtime(spec, open_options_store(options, stack), options, stack)
 
     asyncio.run(start())
-    assert warned == [find_withdrawal(MODEL, before(3))]
+    misspelt = f"params: 'temprature' of {MODEL.model!r} is sent as it is; did you mean 'temperature'?"
+    assert warned == [find_withdrawal(MODEL, before(3)), misspelt]
