@@ -281,10 +281,10 @@ class Caller:
         except FatalError as error:
             if self._health.is_about_the_row(error):
                 return RefusedError(error.refusal, fault="unclear"), None
-            if self._health.is_doubtful(error):
-                doubtful = TransientError(error.refusal)
-                await self._settle_failed(pending, sent, doubtful)
-                raise doubtful from error
+            if self._health.count_as_mistake(error):
+                mistake = TransientError(error.refusal)
+                await self._settle_failed(pending, sent, mistake)
+                raise mistake from error
             self._run.stop.stop(error)  # before the slot is freed for another call
             await self._settle_failed(pending, sent, error)
             raise

@@ -129,10 +129,15 @@ class ProviderHealth:
             return self._doubts < _MAX_DOUBTS
         return error.fault == "permission"
 
-    def is_doubtful(self, error: FatalError) -> bool:
-        """Whether `error` may be a mistake of the provider, which has just answered, so that the call is made again."""
+    def count_as_mistake(self, error: FatalError) -> bool:
+        """Count `error` if it is uncertain, and say whether the call is made again.
+
+        A provider that has answered may be mistaken, but not several times since its last answer.
+        """
+        if error.is_certain or not self._answered:
+            return False
         self._uncertain += 1
-        return not error.is_certain and self._answered and self._uncertain < _MAX_UNCERTAIN
+        return self._uncertain < _MAX_UNCERTAIN
 
     def settle_doubts(self) -> None:
         """Stop the run because of a refusal without a reason if no row was answered in the end."""
