@@ -30,9 +30,8 @@ from ondine_core.types.values import Call, ModelSpec, Reply, Tier
 def connect_openai(spec: ModelSpec, name: str) -> ChatModel:
     """Connect the model `name` of a server in the table of `openai_servers`."""
     access = find_access(spec, name)
-    root = access.base_url.rstrip("/")
-    url, key = f"{root}/chat/completions", bearer(access.api_key)
-    endpoint = Endpoint(url, spec.max_call_s, key, access.headers, chat_advice(root, access.api_key))
+    url, key = f"{access.base_url}/chat/completions", bearer(access.api_key)
+    endpoint = Endpoint(url, spec.max_call_s, key, access.headers, chat_advice(access.base_url, access.api_key))
     return OpenAIModel(endpoint, spec, {"model": name}, access.form)
 
 

@@ -142,7 +142,8 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
     key = _key(spec, server)
     key_headers = ("authorization",) if key else ()
     headers = {**_own_headers(spec, server, key_headers), **extra_headers(spec, key_headers)}
-    return ServerAccess(base_url, key, headers, form)
+    root = base_url.rstrip("/").removesuffix("/chat/completions")  # some servers document it whole
+    return ServerAccess(root, key, headers, form)
 
 
 def check_offered(spec: ModelSpec, provider: str) -> None:

@@ -107,7 +107,7 @@ _AT_FAULT = frozenset({"server_error", "internal_error", "internal_server_error"
 def connect_openai_jobs(spec: ModelSpec, name: str) -> JobApi:
     """Connect the batch API for the model `name` of OpenAI, Groq, Mistral or Together."""
     access = find_access(spec, name)
-    root, key = access.base_url.rstrip("/"), access.api_key
+    root, key = access.base_url, access.api_key
     dialect = _DIALECTS[spec.dialect]
     if dialect.is_mistral:
         dialect = replace(dialect, job_fields={**dialect.job_fields, "model": name})

@@ -295,6 +295,14 @@ def test_cancelled_call_closes_its_connection() -> None:
     assert provider.ledger.answered == 0
 
 
+@pytest.mark.parametrize("end", ["", "/", "/chat/completions", "/chat/completions/"])
+def test_address_of_the_api_may_be_whole(end: str) -> None:
+    """Some servers document it with the path of chat completions."""
+    with Provider() as provider:
+        ask(f"{provider.base_url}{end}")
+    assert len(provider.ledger.requests) == 1
+
+
 @pytest.mark.parametrize(("below", "hinted"), [("", True), ("/api", True), ("/v1/other", False)])
 def test_404_without_v1_suggests_the_address(below: str, hinted: bool) -> None:
     """Most servers answer below /v1 only; the error names the address to try."""
