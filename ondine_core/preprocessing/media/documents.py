@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from io import BytesIO
+from time import thread_time
 from typing import Any
 
 from ondine_core.types.media import MediaError, as_media_error
 
 _MAX_PAGES = 5_000
+_MAX_TEXT_S = 60.0
+"""Of reading the text of a document: 5,000 pages of text take 20 s, but a page of few bytes can take many seconds."""
 _MAX_TAIL = 1_024
 """The most bytes behind the end marker; by the specification, readers search for it in the last 1,024 bytes."""
 
@@ -45,14 +48,21 @@ def cut_pages(data: bytes, first: int, end: int | None) -> bytes:
     return written.getvalue()
 
 
-def read_text(data: bytes, first: int, end: int | None) -> str:
+def read_text(data: bytes, first: int, end: int | None, max_s: float = _MAX_TEXT_S) -> str:
     """The text of the pages from `first` up to but not including `end`, with a blank line between pages.
 
     Raises:
-        MediaError: They have no text, for instance scans.
+        MediaError: They have no text, for instance scans; or reading it takes more than `max_s` seconds of CPU time.
     """
+    end_at = thread_time() + max_s
+
+    def check_time(*_: Any) -> None:
+        if thread_time() > end_at:
+            raise MediaError(f"reading its text takes more than {max_s:.0f} s (application/pdf)")
+
     with as_media_error("its text cannot be read"):
-        texts = [page.extract_text().strip() for page in _open(data).pages[first:end]]
+        pages = _open(data).pages[first:end]
+        texts = [page.extract_text(visitor_operand_before=check_time).strip() for page in pages]
     text = "\n\n".join(filter(None, texts))
     if not text:
         raise MediaError("its pages have no text (application/pdf); send the pages, without as_text")

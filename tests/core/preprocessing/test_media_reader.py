@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ondine_core.preprocessing.media import Gallery, MediaOptions, MediaReader
+from ondine_core.preprocessing.media.documents import read_text
 from ondine_core.types.media import Media, MediaError, escape_marks, find_media, remove_media, split_media
 from tests.support.pictures import TYPES, document, picture, saved
 
@@ -111,3 +112,10 @@ def test_list_of_images_is_sent_in_order() -> None:
     assert isinstance(found, Gallery)
     assert [Image.open(BytesIO(media.load())).size for media in found] == [(24, 16)] * 2
     assert str(found) == " ".join(media.reference for media in found)
+
+
+def test_reading_the_text_of_a_document_has_a_time_limit() -> None:
+    """The limit holds within a page, too."""
+    assert read_text(document("hello"), 0, None).endswith("hello")
+    with pytest.raises(MediaError, match="reading its text takes more than 0 s"):
+        read_text(document("hello"), 0, None, max_s=0)
