@@ -246,7 +246,7 @@ _RULES: tuple[Rule, ...] = (
         advice="the provider does not serve this place; use another region or provider",
     ),
     # -- the model and the address -------------------------------------------------------------------------------------
-    # OpenAI, Azure, Groq, Mistral, DeepSeek, OpenRouter, LiteLLM, Together, Ollama, vLLM: no such model.
+    # OpenAI, Azure, Groq, Mistral, DeepSeek, OpenRouter, LiteLLM, Together, Ollama, vLLM, Bedrock: no such model.
     Rule(
         "account",
         (400, 401, 403, 404, 410, 422),
@@ -256,7 +256,7 @@ _RULES: tuple[Rule, ...] = (
         r"(?:model|deployment)\b.{0,100}?(?:does not exist|do not have access|doesn't exist|not found|is not a valid|"
         r"\bhas been (?:deprecated|decommissioned|removed|retired|shut down|sunset))|"
         r"model\W+[\w./:-]+\W+is not (?:available|supported)|not allowed to access (?:\w+ )?model|"
-        r"access to (?:the |this )?model",
+        r"access to (?:the |this )?model|with on-demand throughput",
         advice=404,
     ),
     # OpenAI: no such address.
