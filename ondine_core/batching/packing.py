@@ -44,22 +44,28 @@ def find_capacity(
     shown = call.shown_media
     fixed += sum(map(media_tokens, shown))
 
-    def tokens_of(item: Item) -> int:
+    def media_tokens_of(item: Item) -> int:
         return sum(map(media_tokens, find_media(item.text, item.media)))
 
-    return CallCapacity(
-        window,
-        output,
-        fixed + count((call.json_schema or b"").decode()),
-        estimate_answer_tokens(task.schema.json_schema, count),
-        # Many servers refuse a call whose prompt and max_output_tokens together exceed the window.
-        min(task.model.max_output_tokens or 0, (window or 0) // 2),
-        (lambda item: count(strategy.carried(item, task)) + tokens_of(item)) if window else lambda _: 0,
+    def weigh(item: Item) -> int:
+        return count(strategy.carried(item, task)) + media_tokens_of(item)
+
+    def bound(item: Item) -> int:
         # No encoding in use has more tokens than bytes.
-        (lambda item: len(strategy.carried(item, task).encode()) + tokens_of(item)) if window else None,
-        limits,
-        sum(map(sent_bytes, shown)) + sum(len(message.content.encode()) for message in call.messages),
-        sum(media.kind == "image" for media in shown),
+        return len(strategy.carried(item, task).encode()) + media_tokens_of(item)
+
+    return CallCapacity(
+        window_tokens=window,
+        output_tokens=output,
+        fixed_tokens=fixed + count((call.json_schema or b"").decode()),
+        answer_tokens=estimate_answer_tokens(task.schema.json_schema, count),
+        # Many servers refuse a call whose prompt and max_output_tokens together exceed the window.
+        reserved_tokens=min(task.model.max_output_tokens or 0, (window or 0) // 2),
+        weigh=weigh if window else lambda _: 0,
+        bound=bound if window else None,
+        media=limits,
+        media_bytes=sum(map(sent_bytes, shown)) + sum(len(message.content.encode()) for message in call.messages),
+        media_images=sum(media.kind == "image" for media in shown),
     )
 
 

@@ -85,7 +85,7 @@ class Asker:
             sizes,
             reason,
             keep=scratch is None,
-            is_shared=run_state.rows_left > (1 if batch_size == "auto" else batch_size),
+            several_calls=run_state.rows_left > (1 if batch_size == "auto" else batch_size),
             several_rows=batch_size != 1,
             ready=deque(ready),
         )
@@ -204,7 +204,7 @@ class Asker:
             observer.retried()
         batch, call = encoded.batch, encoded.call
         is_unusual = (len(batch.items) > 1) != part.several_rows
-        if part.is_shared and self._cacheable.takes(call, is_unusual=is_unusual):
+        if part.several_calls and self._cacheable.takes(call, is_unusual=is_unusual):
             call = replace(call, cache_prefix=True)
         keys = tuple([item.key for item in batch.items])
         reason = part.reason or reason_of(batch, again=again)
@@ -263,7 +263,7 @@ class _Part:
     sizes: BatchSizes
     reason: CallReason | None
     keep: bool
-    is_shared: bool
+    several_calls: bool
     """Whether there is more than one call, so that caching their prefix may pay."""
     several_rows: bool
     """Whether most calls carry several rows."""

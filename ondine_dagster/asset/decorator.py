@@ -20,12 +20,18 @@ from ondine_core.prompts.output_schema import Output
 from ondine_core.prompts.task import compile_task
 from ondine_core.prompts.template import Prompt
 from ondine_core.types.values import ModelSpec
-from ondine_dagster.asset.definition import check_arguments, code_version, definition_metadata, key_of, unknown_argument
+from ondine_dagster.asset.definition import (
+    check_arguments,
+    code_version,
+    define_asset,
+    definition_metadata,
+    key_of,
+    unknown_argument,
+)
 from ondine_dagster.asset.signature import check_function, wrap
 from ondine_dagster.checks.evaluation import fit_checks, labelled_inputs
 from ondine_dagster.resource import own_resource, own_resource_key
 from ondine_dagster.run.arguments import Arguments, BuildArguments, LLMAssetArguments, check_values
-from ondine_dagster.run.failed_rows import define
 from ondine_dagster.run.plan import Enrichment
 
 P = ParamSpec("P")
@@ -117,7 +123,7 @@ def llm_asset(
             with warnings.catch_warnings():
                 # Users need no warning about `resource_defs`, which hold the asset's own model.
                 warnings.filterwarnings("ignore", r".*`resource_defs`", dg.BetaWarning)
-                return define(compute, key, definition, enrichment.checks, failed_rows=declared.failed_rows)
+                return define_asset(compute, key, definition, enrichment.checks, failed_rows=declared.failed_rows)
         except TypeError as error:
             raise unknown_argument(error, {*Arguments.model_fields, "model"}) from None
 

@@ -7,7 +7,7 @@ read also then.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -15,64 +15,12 @@ import dagster as dg
 
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Column
-from ondine_dagster.checks.check import Check
-from ondine_dagster.checks.evaluation import check_specs
 from ondine_dagster.frames import FAILED_COLUMNS, AskedRows, column_schema, failed_rows, partition_slices
 from ondine_dagster.reporting.metadata import lineage, reasons_metadata, row_count, summary
 from ondine_dagster.reporting.preview import shown_failures
 
 FAILED_OUTPUT = "failed"
 """Name of the step's second output; the first is Dagster's own, `result`."""
-
-_STEP_ARGUMENTS = (
-    *("ins", "deps", "config_schema", "required_resource_keys", "resource_defs", "hooks", "backfill_policy", "op_tags"),
-    *("retry_policy", "pool", "partitions_def", "compute_kind"),
-)
-"""Arguments of `@dg.asset` for the step; the others are in the asset's spec."""
-
-
-def define(
-    compute: Callable[..., Any],
-    key: dg.AssetKey,
-    arguments: Mapping[str, Any],
-    checks: Mapping[str, Check],
-    *,
-    failed_rows: bool,
-) -> dg.AssetsDefinition:
-    """The asset of `compute`: the enriched rows, and with `failed_rows` also the asset of the failed ones."""
-    if arguments.get("io_manager_def") is not None and (failed_rows or checks):
-        raise ConfigError("An asset with checks or failed_rows takes io_manager_key, not io_manager_def.")
-    # A dry run has no output.
-    asset: dg.AssetsDefinition = dg.asset(**{"output_required": False, **arguments})(compute)
-    if not (failed_rows or checks):
-        return asset
-    (spec,) = asset.specs
-    alone = spec.replace_attributes(deps=[])
-    upstream = set(asset.keys_by_input_name.values())
-    # An asset may depend on its own earlier partitions; its failed rows do not, and are yielded before it.
-    deps = {"result": upstream, FAILED_OUTPUT: upstream - {key}} if failed_rows and key in upstream else None
-    failed = alone.replace_attributes(
-        key=dg.AssetKey([*key.path[:-1], f"{key.path[-1]}_failed"]),
-        description=f"The rows of {key.to_user_string()} that have no answer, and why.",
-        # IO managers read metadata such as `partition_expr` and `schema`.
-        metadata={name: value for name, value in spec.metadata.items() if not name.startswith(("dagster/", "ondine/"))},
-        automation_condition=None,
-        freshness_policy=None,
-    )
-    stored = {name: arguments[name] for name in ("io_manager_key",) if name in arguments}
-    typed = {name: arguments[name] for name in ("dagster_type",) if arguments.get(name) is not None}
-    decorate = dg.multi_asset(
-        name=asset.op.name,
-        outs={
-            "result": dg.AssetOut.from_spec(alone, is_required=False, **stored, **typed),
-            **({FAILED_OUTPUT: dg.AssetOut.from_spec(failed, is_required=False, **stored)} if failed_rows else {}),
-        },
-        check_specs=check_specs(checks, key),
-        internal_asset_deps=deps,
-        can_subset=True,  # otherwise checks must have a result, also in a dry run
-        **{name: arguments[name] for name in _STEP_ARGUMENTS if name in arguments},
-    )
-    return decorate(compute)
 
 
 def failed_rows_result(

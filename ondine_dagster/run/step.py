@@ -155,7 +155,7 @@ def _run(context: dg.AssetExecutionContext, enrichment: Enrichment, step_input: 
     try:
         step_plan = plan(context, enrichment, step_input.llm, config, watch)
         rows = _find_rows(context, enrichment, step_input)
-        frame = rows.frame if config.max_rows is None else choose_rows(rows.frame, config.max_rows, config.sample)
+        frame = choose_rows(rows.frame, config)
         if config.dry_run:
             _dry_run(context, frame, step_plan, watch)
             return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ondine_core.types.values import Call
-from ondine_dagster.config.launchpad import Sample, SampleChoice
+from ondine_dagster.config.launchpad import LLMAssetConfig, Sample
 from ondine_dagster.frames import AskedRows, join
 from ondine_dagster.reporting.messages import shown_messages
 from ondine_dagster.reporting.metadata import reasons_metadata, run_metadata
@@ -23,9 +23,15 @@ _SEED = 0
 """Constant, so a repeated trial asks about the same rows, and a larger one about these and others."""
 
 
-def choose_rows(frame: nw.DataFrame[Any], max_rows: int, sample: SampleChoice) -> nw.DataFrame[Any]:
-    """At most `max_rows` rows of `frame` in their order: the first, or a random sample that is always the same."""
-    if sample == Sample.first or max_rows >= len(frame):
+def choose_rows(frame: nw.DataFrame[Any], config: LLMAssetConfig) -> nw.DataFrame[Any]:
+    """The rows that a run with `config` asks about, in their order: all, or those of a trial.
+
+    A random sample is always the same.
+    """
+    max_rows = config.max_rows
+    if max_rows is None or max_rows >= len(frame):
+        return frame
+    if config.sample == Sample.first:
         return frame.head(max_rows)
     shuffled = list(range(len(frame)))
     random.Random(_SEED).shuffle(shuffled)  # noqa: S311  (no secret)

@@ -194,7 +194,7 @@ def test_assets_downstream_of_a_trial_do_not_run(instance: dg.DagsterInstance) -
 @pytest.mark.parametrize("sample", Sample)
 def test_a_trial_takes_rows_of_any_frame(make: Any, sample: Sample) -> None:
     """The chosen rows keep the frame's kind and order."""
-    chosen = choose_rows(frame_of(make({"n": list(range(20))})), 5, sample).to_native()
+    chosen = choose_rows(frame_of(make({"n": list(range(20))})), LLMAssetConfig(max_rows=5, sample=sample)).to_native()
     assert type(chosen) is type(make({"n": [1]}))
     numbers = frame_of(chosen).get_column("n").to_list()
     assert numbers == sorted(numbers)
