@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from io import BytesIO
 from itertools import count
 from math import inf
 from secrets import token_hex
@@ -19,8 +18,8 @@ from typing import Any
 import aiohttp
 
 from ondine_core.errors import ProviderError
-from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, HEADERS, Endpoint, HttpClient, proxy_for, shorten
-from ondine_core.providers.http_connection import PIECE_BYTES, OutOfStepError, Target, max_calls
+from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, HEADERS, Endpoint, HttpClient, proxy_for
+from ondine_core.providers.http_connection import OutOfStepError, Target, max_calls
 from ondine_core.providers.http_errors import Response, no_answer_error, response_error, transport_error
 from ondine_core.providers.rate_limit_headers import hold_off_s
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, SUCCESSES, decode, unpack
@@ -52,12 +51,11 @@ class HttpModel:
         self._body, self._read = body, read
         self._max_reply_bytes, self._wall = max_reply_bytes, wall
         self._client = HttpClient(max_reply_bytes, endpoint.resolve)
-        self._headers = {"content-type": "application/json", **endpoint.headers}
-        self._proxy = proxy_for(endpoint.url)
         # A call that never connected cost nothing, so connecting has a time-out of its own, which is shorter and exact.
         connect_s = min(CONNECT_TIMEOUT_S, endpoint.timeout_s * _CONNECT_SHARE)
-        self._timeout = aiohttp.ClientTimeout(total=endpoint.timeout_s, connect=connect_s, ceil_threshold=inf)
-        self._target = Target(endpoint.url, {**HEADERS, **self._headers}, self._timeout)
+        limits = aiohttp.ClientTimeout(total=endpoint.timeout_s, connect=connect_s, ceil_threshold=inf)
+        headers = {**HEADERS, "content-type": "application/json", **endpoint.headers}
+        self._target = Target(endpoint.url, headers, limits, proxy_for(endpoint.url))
         self.follows_schemas = False  # until a reply shows it
         self._id_prefix, self._numbers = f"ondine-{token_hex(8)}", count()
         self.max_concurrency = max_calls()
@@ -117,29 +115,9 @@ class HttpModel:
         await self._client.aclose()
 
     async def _post(self, body: bytes, headers: Mapping[str, str], until: float) -> Response:
-        if self._proxy is None:
-            head, content = await self._client.post(self._target, headers, body, until)
-            status, answered = head.code, head.headers
-        else:
-            status, answered, content = await self._post_by_proxy(body, headers, until)
-        content = unpack(status, content, answered.get("Content-Encoding", ""), self._max_reply_bytes)
-        return Response(status, answered, content, self._wall())
-
-    async def _post_by_proxy(
-        self, body: bytes, headers: Mapping[str, str], until: float
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """Post a request through the proxy; returns status, headers and content of the reply."""
-        response = await self._client.send(
-            "POST",
-            self._endpoint.url,
-            # aiohttp sends a file piece by piece; it warns of large bytes.
-            lambda: body if len(body) <= PIECE_BYTES else BytesIO(body),
-            shorten(self._timeout, until - asyncio.get_running_loop().time()),
-            headers={**self._headers, **headers},
-            proxy=self._proxy,
-        )
-        async with response:
-            return response.status, response.headers, await response.read()
+        head, content = await self._client.post(self._target, headers, body, until)
+        content = unpack(head.code, content, head.headers.get("Content-Encoding", ""), self._max_reply_bytes)
+        return Response(head.code, head.headers, content, self._wall())
 
     def _is_of_another_call(self, own_id: str, echo: str | None) -> bool:
         """Whether a server that echoes our request ids has echoed the id of another call."""

@@ -120,7 +120,7 @@ class HttpClient:
                     raise
 
     async def post(self, target: Target, headers: Mapping[str, str], body: bytes, until: float) -> tuple[Any, bytes]:
-        """Post a request that needs no proxy; returns the head and the content of the reply.
+        """Post a request; returns the head and the content of the reply.
 
         It is sent again as by `send`, and ends by `until` on the event loop's clock. It bypasses aiohttp's session,
         which would take a sixth of the CPU time of a row.

@@ -47,7 +47,7 @@ _IDLE_S = 0.1
 _HEADERS_BYTES = 2**18
 MAX_FIELD_BYTES = 2**16
 """Of one header: security policies and cookies of gateways exceed the 8,190 bytes that aiohttp allows."""
-PIECE_BYTES = 2**17
+_PIECE_BYTES = 2**17
 """A larger body is written in pieces of this size."""
 _DNS_CACHE_S = 60
 _OTHER_FILES = 128
@@ -137,7 +137,7 @@ class _Connection(ResponseHandler):
         self.set_response_params(read_until_eof=True, auto_decompress=False, max_field_size=MAX_FIELD_BYTES)
         writing: asyncio.Task[None] | None = None
         if self.begin_request() and self.transport is not None:
-            if len(body) <= PIECE_BYTES:
+            if len(body) <= _PIECE_BYTES:
                 self.transport.write(head + body)
                 self.start_timeout()
             else:
@@ -163,12 +163,12 @@ class _Connection(ResponseHandler):
         """
         transport.write(head)
         with suppress(ConnectionError):  # the reader gets this error, too
-            for start in range(0, len(body), PIECE_BYTES):
+            for start in range(0, len(body), _PIECE_BYTES):
                 while self._reply is None and self._has_unread_bytes():  # noqa: ASYNC110  (the event loop reads them)
                     await asyncio.sleep(0)
                 if transport.is_closing() or (self._reply is not None and self._reply.is_eof()):
                     return
-                transport.write(body[start : start + PIECE_BYTES])
+                transport.write(body[start : start + _PIECE_BYTES])
                 await self._drain_helper()
             self.start_timeout()
 
@@ -310,28 +310,38 @@ class Request(aiohttp.ClientRequest):
 
 
 class Target:
-    """The address, headers and time-outs of requests that are posted as a whole."""
+    """The address, headers, time-outs and proxy of requests that are posted as a whole."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], limits: aiohttp.ClientTimeout) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str], limits: aiohttp.ClientTimeout, proxy: str | None = None
+    ) -> None:
         self._url = url
         self._headers = headers
+        self._proxy = proxy
         self.limits = limits
 
     @cached_property
     def request(self) -> aiohttp.ClientRequest:
         """A request that is never sent: aiohttp needs one to connect, and adds its standard headers to it."""
         try:
-            url = URL(self._url)
+            url, proxy = URL(self._url), URL(self._proxy) if self._proxy else None
         except ValueError as error:
             raise aiohttp.InvalidURL(self._url) from error
         # Not a POST, which would have a length.
-        return aiohttp.ClientRequest("GET", url, headers=self._headers, loop=asyncio.get_running_loop())
+        return aiohttp.ClientRequest("GET", url, headers=self._headers, proxy=proxy, loop=asyncio.get_running_loop())
 
     @cached_property
     def head(self) -> str:
         """The request line and the headers that are the same for each request."""
-        first = f"POST {self.request.url.raw_path_qs} HTTP/1.1"
-        return "\r\n".join([first, *map(": ".join, self.request.headers.items())])
+        request = self.request
+        headers = dict(request.headers)
+        path = request.url.raw_path_qs
+        if request.proxy and not request.is_ssl():  # the proxy reads the request; for TLS, aiohttp opens a tunnel
+            path = str(request.url)
+            login = aiohttp.BasicAuth.from_url(request.proxy)
+            if login:
+                headers["Proxy-Authorization"] = login.encode()
+        return "\r\n".join([f"POST {path} HTTP/1.1", *map(": ".join, headers.items())])
 
 
 class Resolver(AbstractResolver):

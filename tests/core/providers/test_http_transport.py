@@ -439,17 +439,23 @@ def test_timed_out_calls_have_a_bound_of_attempts() -> None:
 
 
 @pytest.mark.parametrize("text", ["hello", "hello" * 200_000], ids=["small", "large"])
-def test_reply_received_while_the_event_loop_was_blocked_is_taken(text: str) -> None:
-    """A cell that blocks the loop, or a paused process, for longer than the time-out loses no reply that is here."""
+def test_reply_received_while_the_event_loop_was_blocked_is_taken(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that blocks the loop, or a paused process, for longer than the time-out loses no reply that is here.
 
-    async def ask_and_block(provider: Provider) -> Reply:
-        async with contextlib.aclosing(
-            connect(ModelSpec("openai_compatible/m", base_url=provider.base_url, timeout_s=0.2))
-        ) as model:
-            asking = asyncio.create_task(model(Call((Message("user", f"Repeat: {text}"),))))
-            await asyncio.to_thread(provider.ledger.wait_for, lambda ledger: ledger.requests)
+    This holds for a reply that comes through a proxy, too.
+    """
+
+    async def ask_and_block(provider: Provider) -> list[Reply]:
+        async with contextlib.AsyncExitStack() as stack:
+            asking = []
+            for url in (provider.base_url, "http://example.test/v1"):
+                spec = ModelSpec("openai_compatible/m", base_url=url, timeout_s=0.2)
+                model = await stack.enter_async_context(contextlib.aclosing(connect(spec)))
+                asking.append(asyncio.create_task(model(Call((Message("user", f"Repeat: {text}"),)))))
+            await asyncio.to_thread(provider.ledger.wait_for, lambda ledger: len(ledger.requests) == len(asking))
             time.sleep(0.25)  # noqa: ASYNC251  (it blocks the event loop)
-            return await asking
+            return await asyncio.gather(*asking)
 
     with Provider(latency_s=0.05) as provider:
-        assert text in asyncio.run(ask_and_block(provider)).text
+        monkeypatch.setenv("http_proxy", provider.base_url.removesuffix("/v1"))
+        assert all(text in reply.text for reply in asyncio.run(ask_and_block(provider)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from typing import Any
 
 import orjson
@@ -115,10 +116,11 @@ def test_output_bound_has_the_field_name_of_the_model_family(model: str, name: s
 def test_openais_own_address_gets_max_completion_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """At api.openai.com every model accepts it; a proxy named by variable is used."""
     with Provider() as provider:
-        monkeypatch.setenv("http_proxy", provider.base_url.removesuffix("/v1"))
+        monkeypatch.setenv("http_proxy", provider.base_url.removesuffix("/v1").replace("//", "//me:word@"))
         one_call(connect(ModelSpec("openai/m", KEY, "http://api.openai.com/v1", max_output_tokens=9)))
     (asked,) = provider.ledger.requests
     assert (asked.headers["Host"], asked.body["max_completion_tokens"]) == ("api.openai.com", 9)
+    assert asked.headers["Proxy-Authorization"] == f"Basic {b64encode(b'me:word').decode()}"
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
