@@ -33,6 +33,8 @@ _GZIP = b"\x1f\x8b"
 _MAX_MEMBERS = 256
 """The rest is copied after each member, which takes seconds for a hundred thousand empty ones."""
 _GZIP_OR_ZLIB = 47
+_NO_ENCODINGS = frozenset({"", "identity", "none", "utf-8", "utf8"})
+"""Including what servers write that take the header for that of the charset."""
 _RAW_DEFLATE = -15
 
 
@@ -66,7 +68,7 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
         TransientError: It is larger than `max_bytes`, damaged, or encoded in a way that was not asked for.
     """
     for name in reversed([part.strip().lower() for part in encoding.split(",")]):
-        if name in ("", "identity"):
+        if name in _NO_ENCODINGS:
             continue
         if name not in ("gzip", "x-gzip", "deflate"):
             raise _unusable(f"is encoded as {name[:20]!r}, which was not asked for")

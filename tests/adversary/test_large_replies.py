@@ -165,14 +165,14 @@ def test_hostile_reply_through_litellm_costs_its_call_only(reply: Callable[[], I
 
 
 @pytest.mark.parametrize(
-    "encoding", ["gzip", "x-gzip", "deflate", "deflate without header", "gzip, deflate", "identity"]
+    "encoding", ["gzip", "x-gzip", "deflate", "deflate without header", "gzip, deflate", "identity", "UTF-8"]
 )
 def test_a_compressed_reply_is_read(encoding: str) -> None:
     """Although the request did not allow compression."""
     body = completion("hello")
     for name in encoding.split(", "):
         packer = zlib.compressobj(wbits={"gzip": 31, "x-gzip": 31, "deflate": 15}.get(name, -15))
-        body = body if name == "identity" else packer.compress(body) + packer.flush()
+        body = body if name in ("identity", "UTF-8") else packer.compress(body) + packer.flush()
     header = f"Content-Encoding: {encoding.partition(' without')[0]}"
 
     def script(connection: Connection) -> None:
