@@ -279,9 +279,10 @@ class Caller:
             received = self._count(error.reply.text)
             return error.reply, Usage(self._expected_tokens(pending.call), output_tokens=received, is_complete=False)
         except FatalError as error:
-            if self._health.is_about_the_row(error):
+            ends = self._health.note_fatal(error)
+            if ends == "row":
                 return RefusedError(error.refusal, fault="unclear"), None
-            if self._health.count_as_mistake(error):
+            if ends == "call":
                 mistake = TransientError(error.refusal)
                 await self._settle_failed(pending, sent, mistake)
                 raise mistake from error

@@ -12,7 +12,7 @@ from typing import overload
 
 import orjson
 
-from ondine_core.types.values import Answer, Failure, Json, Key, RowOutcome, Skipped
+from ondine_core.types.values import Answer, Failure, Json, Key, RowKey, RowOutcome, Skipped
 
 
 class Outcomes(Sequence[RowOutcome]):
@@ -20,7 +20,7 @@ class Outcomes(Sequence[RowOutcome]):
 
     def __init__(
         self,
-        rows: Sequence[Key | Failure | Skipped],
+        rows: Sequence[RowKey],
         packed: Mapping[Key, bytes | Failure],
         give_back: Callable[[int, Mapping[str, Json]], Mapping[str, Json]] | None = None,
     ) -> None:

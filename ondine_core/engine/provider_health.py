@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ondine_core.engine.run_context import RunContext
 from ondine_core.errors import FatalError, RefusedError, TransientError
@@ -12,7 +13,7 @@ from ondine_core.limits.retry import RetryPolicy
 from ondine_core.types.values import Key, Tier
 
 _MAX_QUOTA_S = 31 * 86400.0
-_MAX_DOUBTS = 3
+_MAX_REFUSED_PERMISSIONS = 3
 """Number of refusals without a reason, while nothing is answered, after which the key is taken to lack permission."""
 _MAX_UNCERTAIN = 3
 """Number of uncertain fatal errors since the last answer that end the run."""
@@ -52,8 +53,8 @@ class ProviderHealth:
         self._no_capacity_since: float | None = None  # `None` after a reply
         self._failing: set[tuple[Key, ...]] = set()  # batches whose calls failed since the last reply
         self._halved: dict[Key, RetryPolicy] = {}  # how calls with prompts of halved batches are retried
-        self._doubted: FatalError | None = None
-        self._doubts = 0
+        self._permission_error: FatalError | None = None
+        self._refused_permissions = 0
         self._uncertain = 0
         self._unreachable_in_a_row = 0
         self._refusals = _RefusalStreak()
@@ -119,30 +120,31 @@ class ProviderHealth:
 
     # -- causes of errors ------------------------------------------------------------------------------------------
 
-    def is_about_the_row(self, error: FatalError) -> bool:
+    def note_fatal(self, error: FatalError) -> Literal["row", "call", "run"]:
+        """Record a fatal error; returns what ends: the row, only this call, which is made again, or the run."""
+        if self._is_about_the_row(error):
+            return "row"
+        if error.is_certain or not self._answered:
+            return "run"
+        # A provider that has answered may be mistaken, but not several times since its last answer.
+        self._uncertain += 1
+        return "call" if self._uncertain < _MAX_UNCERTAIN else "run"
+
+    def _is_about_the_row(self, error: FatalError) -> bool:
         """Whether `error` concerns only this row: others were answered, or too few were refused to decide."""
         if error.fault == "setup":
             return self._answered
-        if error.fault == "permission" and not self.has_answers:
-            self._doubts += 1
-            self._doubted = error
-            return self._doubts < _MAX_DOUBTS
-        return error.fault == "permission"
-
-    def count_as_mistake(self, error: FatalError) -> bool:
-        """Count `error` if it is uncertain, and say whether the call is made again.
-
-        A provider that has answered may be mistaken, but not several times since its last answer.
-        """
-        if error.is_certain or not self._answered:
+        if error.fault != "permission":
             return False
-        self._uncertain += 1
-        return self._uncertain < _MAX_UNCERTAIN
+        if not self.has_answers:
+            self._refused_permissions += 1
+            self._permission_error = error
+        return self.has_answers or self._refused_permissions < _MAX_REFUSED_PERMISSIONS
 
-    def settle_doubts(self) -> None:
-        """Stop the run because of a refusal without a reason if no row was answered in the end."""
-        if self._doubted is not None and not self.has_answers:
-            self._run.stop.stop(self._doubted)
+    def end_without_permission(self) -> None:
+        """Stop the run if permission was refused for some rows and no row was answered in the end."""
+        if self._permission_error is not None and not self.has_answers:
+            self._run.stop.stop(self._permission_error)
 
     def find_wait_s(self, error: TransientError, keys: tuple[Key, ...], refused: int) -> float | None:
         """Seconds until the same call is made again without counting as another attempt; `None` if it counts.

@@ -40,7 +40,7 @@ from ondine_core.prompts.task import Task, cache_key
 from ondine_core.types.ledger import RunStarted
 from ondine_core.types.processes import this_process
 from ondine_core.types.protocols import AnswerStore
-from ondine_core.types.values import Answer, Failure, Key, Outcome, Skipped
+from ondine_core.types.values import Answer, Failure, Key, Outcome, RowKey, Skipped
 
 _KEYS_A_LOOK_UP = 10_000
 
@@ -65,9 +65,9 @@ async def run(
     started_at = clock.now()
     preprocess_stats = PreprocessStats()
     policy = replace(options.policy, strategy=report_first_error(options.policy.strategy, runtime.on_warning))
-    keys, first = await find_prompts(task, columns, options.policy, preprocess_stats.note)
-    runtime.emitter.rows_failed((key, 1) for key in keys if isinstance(key, Failure))
-    run_state = _new_state(keys, runtime, options, lambda: clock.elapsed() - started)
+    rows, first = await find_prompts(task, columns, options.policy, preprocess_stats.note)
+    runtime.emitter.rows_failed((row, 1) for row in rows if isinstance(row, Failure))
+    run_state = _new_state(rows, runtime, options, lambda: clock.elapsed() - started)
     context = RunContext(
         task=task,
         columns=columns,
@@ -109,7 +109,7 @@ async def run(
         finally:
             run_state.report_progress()
     return Report(
-        outcomes=Outcomes(keys, run_state.outcomes, make_restorer(task.prompt, columns)),
+        outcomes=Outcomes(rows, run_state.outcomes, make_restorer(task.prompt, columns)),
         columns=task.schema.names,
         progress=run_state.progress,
         prompts=len(first),
@@ -123,21 +123,19 @@ async def run(
     )
 
 
-def _new_state(
-    keys: Sequence[Key | Failure | Skipped], runtime: Runtime, options: Options, elapsed_s: Callable[[], float]
-) -> RunState:
+def _new_state(rows: Sequence[RowKey], runtime: Runtime, options: Options, elapsed_s: Callable[[], float]) -> RunState:
     """The state of a run at its start: rows that cannot be asked and skipped rows are done."""
-    rows = Counter(key for key in keys if isinstance(key, bytes))
-    copies = {key: count for key, count in rows.items() if count > 1}
+    counts = Counter(row for row in rows if isinstance(row, bytes))
+    copies = {key: count for key, count in counts.items() if count > 1}
     tracker = CostTracker(runtime.price, runtime.max_output_tokens, runtime.tier_prices, runtime.media_tokens)
     return RunState(
-        len(keys),
+        len(rows),
         copies,
         tracker,
         elapsed_s,
         options.on_progress,
-        unaskable=sum(isinstance(key, Failure) for key in keys),
-        skipped=sum(isinstance(key, Skipped) for key in keys),
+        unaskable=sum(isinstance(row, Failure) for row in rows),
+        skipped=sum(isinstance(row, Skipped) for row in rows),
     )
 
 
@@ -164,7 +162,7 @@ async def find_prompts(
     columns: Mapping[str, Sequence[Any]],
     policy: Policy,
     note: Callable[[PreprocessedRow], None] = lambda _: None,
-) -> tuple[list[Key | Failure | Skipped], dict[Key, int]]:
+) -> tuple[list[RowKey], dict[Key, int]]:
     """Each row's key (or failure, or why it is skipped), and the first row that asks each unique prompt."""
     rows = len(next(iter(columns.values())))
     texts = render(task.prompt, columns, range(rows), note, policy.on_missing)

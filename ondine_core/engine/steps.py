@@ -17,7 +17,7 @@ from ondine_core.providers.reply_text import THOUGHTS_ONLY, strip_reasoning
 from ondine_core.providers.wire_text import storable_text
 from ondine_core.types.cell_text import NoTextError
 from ondine_core.types.media import Media, MediaError
-from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing, Reply, Skipped
+from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing, Reply, RowKey, Skipped
 
 
 class ParsedReply(NamedTuple):
@@ -97,11 +97,9 @@ def _refuse(reason: str) -> bytes:
     raise MediaError(reason)
 
 
-def dedup(
-    texts: Iterable[str | Failure | Skipped], key: Callable[[str], Key]
-) -> tuple[list[Key | Failure | Skipped], dict[Key, int]]:
+def dedup(texts: Iterable[str | Failure | Skipped], key: Callable[[str], Key]) -> tuple[list[RowKey], dict[Key, int]]:
     """Each row's key (or failure, or why it is skipped), and the first row of each unique prompt."""
-    rows: list[Key | Failure | Skipped] = []
+    rows: list[RowKey] = []
     first: dict[Key, int] = {}
     for index, text in enumerate(texts):
         row = key(text) if isinstance(text, str) else text

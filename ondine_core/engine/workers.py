@@ -96,7 +96,7 @@ class Asker:
                     group.create_task(self._work(part))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        self._health.settle_doubts()
+        self._health.end_without_permission()
         error = run.stop.error
         if isinstance(error, BudgetExhaustedError):
             unanswered = f"{run_state.rows_left:,} rows have no answer yet."

@@ -36,8 +36,8 @@ _MAX_AT_ONCE = 8
 """Maximum number of entries that the event loop writes itself."""
 
 _Query: TypeAlias = Callable[[Database], Any]
-_Updated: TypeAlias = Mapping[int, Any]
-_Write: TypeAlias = Callable[[Callable[[], _Updated], Iterable[str]], _Updated | None]
+_Results: TypeAlias = Mapping[int, Any]
+_Write: TypeAlias = Callable[[Callable[[], _Results], Iterable[str]], _Results | None]
 
 
 class _Request(NamedTuple):
@@ -221,10 +221,10 @@ class Store:
             elif isinstance(entry, Change):
                 names.update(entry.names)
         try:
-            updated = write(lambda: ledger_rows.write_entries(self._database, entries), names)
+            results = write(lambda: ledger_rows.write_entries(self._database, entries), names)
         except Exception as error:  # noqa: BLE001  (the waiters of the group raise it)
             return [error] * len(entries)
-        return None if updated is None else [updated.get(at) for at in range(len(entries))]
+        return None if results is None else [results.get(at) for at in range(len(entries))]
 
     def _read(self, query: _Query) -> Any:
         try:

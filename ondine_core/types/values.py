@@ -253,6 +253,9 @@ class Skipped:
     column: str
 
 
+RowKey: TypeAlias = Key | Failure | Skipped
+"""The key of a row's prompt, or why the row is not asked."""
+
 RowOutcome: TypeAlias = Outcome | Skipped
 """The outcome of a row of the table."""
 
