@@ -35,13 +35,15 @@ def check_types(owner: Any, error: Callable[[str], Exception], skip: Collection[
     """Raise `error` if a field of a dataclass, except those in `skip`, has a value of another type than declared.
 
     The message does not show the value, since it may be secret. A value that is a dataclass without `__post_init__` is
-    checked, too.
+    checked, too. Defaults are not, as options are replaced several times in a run.
     """
     hints = _hints(owner.__class__)
     for field in fields(owner):
         if not field.init or field.name in skip:
             continue
         value = getattr(owner, field.name)
+        if value is field.default:
+            continue
         hint = hints[field.name]
         check_type(f"{field.name} of {type(owner).__name__}", value, hint, error)
         if is_dataclass(hint) and type(value) is hint and not hasattr(value, "__post_init__"):
