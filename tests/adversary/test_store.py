@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -231,7 +232,8 @@ def test_damaged_answer_affects_its_row_only(damage: str, tmp_path: Path) -> Non
     path, warnings = tmp_path / "answers.db", list[str]()
     with Provider() as provider:
         ask(provider, path, 20)
-        (key,) = sqlite3.connect(path).execute("SELECT key FROM answers ORDER BY key LIMIT 1").fetchone()
+        with closing(sqlite3.connect(path)) as database:
+            (key,) = database.execute("SELECT key FROM answers ORDER BY key LIMIT 1").fetchone()
         alter(path, f"UPDATE answers SET {damage} WHERE key = x'{key.hex()}'")  # noqa: S608
         assert ask(provider, path, 20, warnings).column("answer") == texts(20)["text"]
         assert len(provider.ledger.requests) == 21

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from contextlib import closing
 
 import dagster as dg
 import pytest
@@ -29,7 +30,7 @@ def test_the_quickstart_ends_with_an_enriched_asset_and_a_passing_test(shop: Sho
     assert "temporary directory" not in shop.output
     assert "No dagster instance configuration file" not in shop.output
     assert "the report still shows three calls" in shop.page
-    with sqlite3.connect(shop.home / "storage" / "ondine" / "answers.db") as answers:
+    with closing(sqlite3.connect(shop.home / "storage" / "ondine" / "answers.db")) as answers:
         assert answers.execute("SELECT sum(calls) FROM ledger").fetchone() == (3,)
 
 

@@ -31,7 +31,7 @@ from tests.support.meter import Meter, Rates, rates_of
 
 _START_TIMEOUT_S = 60.0
 _FREE = Rates(Decimal(0), Decimal(0), Decimal(0), Decimal(0))
-DEEP = b"[" * 3000 + b"]" * 3000
+DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
 @dataclass

@@ -10,7 +10,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-VERSIONS = ("3.11", "3.12", "3.13")
+VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 ENVIRONMENT = "TEST_ENVIRONMENT"
 """The variable that selects another Python version and resolution for the test of the wheel."""
 
