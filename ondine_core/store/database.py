@@ -77,7 +77,8 @@ class Database(Protocol):
         """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
 
     def create_schema(self) -> None:
-        """Create the schema of the tables, within `write`, if there is none."""
+        """Create the schema of the tables, within `write`, if there is none and the database knows schemas."""
+        return
 
     def read_format(self) -> int | None:
         """The format of the tables, 0 if there are none, `None` if they are not those of a store."""
@@ -89,7 +90,8 @@ class Database(Protocol):
         """Size of the store on disk, in bytes."""
 
     def compact(self) -> None:
-        """Return the space of deleted rows to the file system."""
+        """Return the space of deleted rows to the file system, unless the database reuses it by itself."""
+        return
 
     def close(self) -> None:
         """Close the connection."""

@@ -333,9 +333,6 @@ class PostgresDatabase(Database):
         """Size of the tables and their indexes, in bytes."""
         return sum(size for _, size in self.select(_TABLES))
 
-    def compact(self) -> None:
-        """Do nothing: Postgres reuses the space of deleted rows by itself."""
-
     def close(self) -> None:
         """Remove the mark and close the connection."""
         self._closed.set()

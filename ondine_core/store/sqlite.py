@@ -238,9 +238,6 @@ class SqliteDatabase(Database):
         """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
         self.select_in(sql, values)
 
-    def create_schema(self) -> None:
-        """Do nothing: SQLite has no schemas."""
-
     def read_format(self) -> int | None:
         """The format of the tables, 0 if there are none, `None` if they are not those of a store."""
         names = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
