@@ -63,6 +63,7 @@ def read_text(data: bytes, first: int, end: int | None, max_s: float = _MAX_TEXT
     with as_media_error("its text cannot be read"):
         pages = _open(data).pages[first:end]
         texts = [page.extract_text(visitor_operand_before=check_time).strip() for page in pages]
+        check_time()  # pypdf ignores errors in a form, and would return the text before its end
     text = "\n\n".join(filter(None, texts))
     if not text:
         raise MediaError("its pages have no text (application/pdf); send the pages, without as_text")

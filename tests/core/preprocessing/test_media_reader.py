@@ -119,3 +119,15 @@ def test_reading_the_text_of_a_document_has_a_time_limit() -> None:
     assert read_text(document("hello"), 0, None).endswith("hello")
     with pytest.raises(MediaError, match="reading its text takes more than 0 s"):
         read_text(document("hello"), 0, None, max_s=0)
+
+
+def test_the_time_limit_holds_within_a_form() -> None:
+    """The text of a page that is cut off within a form, where pypdf ignores errors, is not sent."""
+    body = b"q Q " * 10_000
+    fonts = b"/Font << /F1 3 0 R >>"
+    form = b"<< /Subtype /Form /Resources << %b >> /Length %d >>\nstream\n%b\nendstream" % (fonts, len(body), body)
+    page = document("hello").replace(fonts, b"/XObject << /S 6 0 R >> " + fonts)
+    page = page.replace(b"(hello) Tj ET", b"(h) Tj  /S Do")
+    data = page.replace(b"xref\n", b"6 0 obj\n%b\nendobj\nxref\n" % form, 1)
+    with pytest.raises(MediaError, match="reading its text takes more than"):
+        read_text(data, 0, None, max_s=0.02)
